@@ -1,0 +1,48 @@
+package events
+
+// The topics (design section 2). Every key is the execution's id but for TopicRunners (runner id)
+// and TopicDeadletter (as it came).
+const (
+	TopicRequests   = "verbatim.requests"
+	TopicWork       = "verbatim.work"
+	TopicExecutions = "verbatim.executions"
+	TopicControl    = "verbatim.control"
+	TopicRunners    = "verbatim.runners"
+	TopicDeadletter = "verbatim.deadletter"
+)
+
+// Topic is what a topic is created with. Partitions are never added later: that would move keys.
+type Topic struct {
+	Name       string
+	Partitions int
+	// Config holds Kafka's topic settings.
+	Config map[string]string
+}
+
+// Topics lists every topic with its partition count and settings.
+//
+// The counts bound how many copies of a service work side by side. control and runners are small and
+// read whole by their readers, so one partition each keeps them in one order.
+func Topics() []Topic {
+	const week = "604800000"
+	config := func(more ...string) map[string]string {
+		m := map[string]string{
+			"cleanup.policy": "delete",
+			"retention.ms":   week,
+			// An OutputChunk may carry 1 MiB, and attributes and the batch's own bytes come on top.
+			"max.message.bytes": "2097152",
+		}
+		for i := 0; i+1 < len(more); i += 2 {
+			m[more[i]] = more[i+1]
+		}
+		return m
+	}
+	return []Topic{
+		{Name: TopicRequests, Partitions: 6, Config: config()},
+		{Name: TopicWork, Partitions: 6, Config: config()},
+		{Name: TopicExecutions, Partitions: 12, Config: config()},
+		{Name: TopicControl, Partitions: 1, Config: config()},
+		{Name: TopicRunners, Partitions: 1, Config: config("retention.ms", "3600000")},
+		{Name: TopicDeadletter, Partitions: 3, Config: config("retention.ms", "2592000000")},
+	}
+}
