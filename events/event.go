@@ -145,12 +145,6 @@ func (e Event) Validate() error {
 	if !e.Time.IsZero() && (e.Time.Year() < 1970 || e.Time.Year() > 2261) {
 		bad("time %s is outside 1970 to 2261", e.Time.Format(time.RFC3339))
 	}
-	if len(e.Payload) == 0 {
-		// A record without a value is a tombstone on a compacted topic.
-		if p, ok := e.Data.(proto.Message); !ok || proto.Size(p) != 0 {
-			bad("payload is empty")
-		}
-	}
 	if err := validatePayload(e); err != nil {
 		errs = append(errs, err)
 	}
