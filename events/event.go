@@ -105,7 +105,8 @@ func NewExecutionID() (string, error) {
 }
 
 // ParseExecutionID checks that s is a UUIDv7 in its canonical text form (RFC 9562: 36 characters,
-// lower case) and returns the millisecond it was made in.
+// lower case) and returns the millisecond it was made in. Years outside 2000 to 2100 are refused: tables
+// are partitioned by that time.
 func ParseExecutionID(s string) (time.Time, error) {
 	id, err := uuid.Parse(s)
 	if err != nil || id.String() != s {
@@ -115,7 +116,11 @@ func ParseExecutionID(s string) (time.Time, error) {
 		return time.Time{}, fmt.Errorf("execution id %q is not a UUIDv7", s)
 	}
 	ms := int64(id[0])<<40 | int64(id[1])<<32 | int64(id[2])<<24 | int64(id[3])<<16 | int64(id[4])<<8 | int64(id[5])
-	return time.UnixMilli(ms).UTC(), nil
+	made := time.UnixMilli(ms).UTC()
+	if y := made.Year(); y < 2000 || y > 2100 {
+		return time.Time{}, fmt.Errorf("execution id %q says it was made in the year %d, which is outside 2000 to 2100", s, y)
+	}
+	return made, nil
 }
 
 // Validate reports everything that makes the event unfit for the log, joined.
