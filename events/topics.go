@@ -1,5 +1,7 @@
 package events
 
+import "strconv"
+
 // The topics (design section 2). Every key is the execution's id but for TopicRunners (runner id)
 // and TopicDeadletter (as it came).
 const (
@@ -9,6 +11,13 @@ const (
 	TopicControl    = "verbatim.control"
 	TopicRunners    = "verbatim.runners"
 	TopicDeadletter = "verbatim.deadletter"
+)
+
+// MaxRecordBytes is the largest record the topics admit: a request with MaxStdinBytes of stdin, and room
+// for its attributes. Everything else is far smaller (an OutputChunk has at most MaxChunkBytes).
+const (
+	MaxStdinBytes  = 8 << 20
+	MaxRecordBytes = 10 << 20
 )
 
 // Topic is what a topic is created with. Partitions are never added later: that would move keys.
@@ -29,8 +38,7 @@ func Topics() []Topic {
 		m := map[string]string{
 			"cleanup.policy": "delete",
 			"retention.ms":   week,
-			// An OutputChunk may carry 1 MiB, and attributes and the batch's own bytes come on top.
-			"max.message.bytes": "2097152",
+			"max.message.bytes": strconv.Itoa(MaxRecordBytes),
 		}
 		for i := 0; i+1 < len(more); i += 2 {
 			m[more[i]] = more[i+1]

@@ -1,0 +1,111 @@
+// Package projector folds facts into rows: consume, fold, insert, acknowledge, in that order.
+//
+// Folded states are kept for the executions that were heard of lately, and loaded from their rows
+// otherwise. A state in memory is only as good as the assignment it was folded under: when a partition
+// was elsewhere in between, another projector may have folded more, so the states of a partition are
+// forgotten whenever its assignment changes. Whoever folds a prefix of a key's facts gets the same row
+// and version for it, so an overlap of two projectors is harmless.
+//
+// Killed anywhere, it folds again what it had not acknowledged; facts that a row already holds change
+// nothing. When the database is away it waits. A record that is no event is skipped here: the
+// recorder, which reads the same topic, dead-letters it.
+package projector
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"verbatim.dev/events"
+	"verbatim.dev/events/codec"
+	"verbatim.dev/events/kafka"
+	"verbatim.dev/projections/execution"
+	"verbatim.dev/services/internal/batch"
+	"verbatim.dev/services/internal/failure"
+	"verbatim.dev/services/internal/retry"
+)
+
+// Rows stores folded states. Storing an older version of a row changes nothing.
+type Rows interface {
+	LoadStates(ctx context.Context, ids []string) (map[string]*execution.State, error)
+	InsertRows(ctx context.Context, states []*execution.State) error
+}
+
+// Limits of a batch: a row shows what happened within a second.
+var limits = batch.Config{Items: 20_000, Bytes: 32 << 20, Delay: 250 * time.Millisecond}
+
+// Projector handles facts. It is safe for concurrent use.
+type Projector struct {
+	rows    Rows
+	batcher *batch.Batcher[fact]
+	states  *states
+	logger  *slog.Logger
+	skipped prometheus.Counter
+}
+
+type fact struct {
+	event events.Event
+	at    kafka.Position
+}
+
+// New returns a projector that keeps at most the given number of states in memory. Stop it after its
+// handlers have ended.
+func New(r Rows, keep int, logger *slog.Logger, registry prometheus.Registerer) (*Projector, error) {
+	p := &Projector{rows: r, states: newStates(keep), logger: logger, skipped: prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "verbatim_projector_skipped_records_total", Help: "Records of the log of facts that are no event.",
+	})}
+	if err := registry.Register(p.skipped); err != nil {
+		return nil, fmt.Errorf("register metrics: %w", err)
+	}
+	p.batcher = batch.New(limits, p.fold)
+	return p, nil
+}
+
+// Handle folds one fact and returns when its row is stored.
+func (p *Projector) Handle(m *message.Message) error {
+	e, err := codec.FromMessage(m)
+	if err != nil {
+		p.skipped.Inc()
+		return nil
+	}
+	at, ok := kafka.PositionFromContext(m.Context())
+	if !ok {
+		return failure.Permanent(fmt.Errorf("message %s says not where it comes from", m.UUID))
+	}
+	return p.batcher.Add(m.Context(), fact{e, at}, len(e.Payload)+256)
+}
+
+// Stop ends what is under way. Facts that were not stored stay unacknowledged.
+func (p *Projector) Stop() { p.batcher.Stop() }
+
+// fold applies a batch and stores every row that it changed.
+func (p *Projector) fold(ctx context.Context, facts []fact) error {
+	missing := p.states.assign(facts)
+	if len(missing) > 0 {
+		var loaded map[string]*execution.State
+		err := retry.Until(ctx, p.logger, "load rows", func() (err error) {
+			loaded, err = p.rows.LoadStates(ctx, missing)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		p.states.put(missing, loaded)
+	}
+	for _, f := range facts {
+		p.states.apply(f)
+	}
+	changed := p.states.changed()
+	if len(changed) == 0 {
+		return nil
+	}
+	if err := retry.Until(ctx, p.logger, "store rows", func() error { return p.rows.InsertRows(ctx, changed) }); err != nil {
+		return err
+	}
+	p.states.stored()
+	return nil
+}

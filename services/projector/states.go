@@ -1,0 +1,100 @@
+package projector
+
+import (
+	"container/list"
+
+	"verbatim.dev/projections/execution"
+)
+
+// states keeps folded states, the least lately used one leaving first. It is used by one flush at a
+// time and has no lock.
+type states struct {
+	keep        int
+	byID        map[string]*list.Element // of *state
+	recent      *list.List               // front: lately used
+	dirty       map[string]*state        // folded and not yet stored; these never leave
+	assignments map[int]int32            // partition to the generation its states were folded under
+}
+
+type state struct {
+	id        string
+	partition int
+	fold      *execution.State
+}
+
+func newStates(keep int) *states {
+	return &states{
+		keep: keep, byID: map[string]*list.Element{}, recent: list.New(),
+		dirty: map[string]*state{}, assignments: map[int]int32{},
+	}
+}
+
+// assign forgets what was folded under an earlier assignment and returns the ids of the batch that
+// have no state here.
+func (s *states) assign(facts []fact) (missing []string) {
+	seen := map[string]bool{}
+	for _, f := range facts {
+		if generation, known := s.assignments[f.at.Partition]; !known || generation != f.at.Generation {
+			s.forget(f.at.Partition)
+			s.assignments[f.at.Partition] = f.at.Generation
+		}
+	}
+	for _, f := range facts {
+		id := f.event.Subject
+		if s.byID[id] == nil && !seen[id] {
+			seen[id] = true
+			missing = append(missing, id)
+		}
+	}
+	return missing
+}
+
+// forget drops a partition's states, also those whose rows were not stored: their facts were not
+// acknowledged and come again.
+func (s *states) forget(partition int) {
+	for id, e := range s.byID {
+		if st := e.Value.(*state); st.partition == partition {
+			s.recent.Remove(e)
+			delete(s.byID, id)
+			delete(s.dirty, id)
+		}
+	}
+}
+
+// put adds the loaded states, and new ones for ids that have no row.
+func (s *states) put(ids []string, loaded map[string]*execution.State) {
+	for _, id := range ids {
+		fold := loaded[id]
+		if fold == nil {
+			fold = execution.New(id)
+		}
+		s.byID[id] = s.recent.PushFront(&state{id: id, fold: fold})
+	}
+}
+
+func (s *states) apply(f fact) {
+	e := s.byID[f.event.Subject]
+	st := e.Value.(*state)
+	st.partition = f.at.Partition
+	s.recent.MoveToFront(e)
+	if st.fold.Apply(f.event, f.at.Time) {
+		s.dirty[st.id] = st
+	}
+}
+
+func (s *states) changed() []*execution.State {
+	changed := make([]*execution.State, 0, len(s.dirty))
+	for _, st := range s.dirty {
+		changed = append(changed, st.fold)
+	}
+	return changed
+}
+
+// stored says that every changed row is in the store, and lets the longest unused states go.
+func (s *states) stored() {
+	clear(s.dirty)
+	for s.recent.Len() > s.keep {
+		st := s.recent.Remove(s.recent.Back()).(*state)
+		delete(s.byID, st.id)
+	}
+}
