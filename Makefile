@@ -1,0 +1,56 @@
+# Every task a developer or CI runs. `make` prints them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+MODULES := events projections services
+BIN := $(CURDIR)/bin
+TOOLS := $(BIN)/tools
+export PATH := $(TOOLS):$(PATH)
+
+.PHONY: help
+help: ## print the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: deps
+deps: ## fetch what the embedded stack needs (libchdb, once, into a cache folder)
+	@scripts/fetch-libchdb >/dev/null
+
+.PHONY: build
+build: ## build bin/verbatim
+	@go build -o $(BIN)/verbatim ./services/cmd/verbatim
+
+.PHONY: demo
+demo: deps build ## see one execution go through the whole pipeline
+	@scripts/demo $(BIN)/verbatim
+
+.PHONY: test
+test: deps ## run all tests of all modules with -race
+	@scripts/test
+
+.PHONY: fuzz
+fuzz: ## fuzz every decoder for 30 s each
+	@scripts/fuzz 30s
+
+.PHONY: tools
+tools: ## install the pinned developer tools into bin/tools
+	@scripts/install-tools $(TOOLS)
+
+.PHONY: lint
+lint: tools ## run the linters, the layer rules and the schema checks
+	@scripts/lint
+
+.PHONY: fmt
+fmt: tools ## format Go and Protobuf files
+	@gofumpt -l -w $(MODULES)
+	@buf format -w events/proto
+
+.PHONY: generate
+generate: tools ## generate Go from the Protobuf payloads
+	@cd events/proto && buf generate
+
+.PHONY: check
+check: ## show that generated files and go.mod files are up to date, and that each module builds alone
+	@scripts/check
+
+.PHONY: clean
+clean: ## remove what was built here
+	@rm -rf $(BIN)
