@@ -1,0 +1,111 @@
+package api
+
+import (
+	"encoding/json"
+
+	"verbatim.dev/projections/execution"
+)
+
+// SubmitRequest asks for an execution: exactly one of Command and Action.
+type SubmitRequest struct {
+	Command *Command `json:"command,omitempty" doc:"An ad-hoc command. Exactly one of command and action is given."`
+	Action  *Action  `json:"action,omitempty" doc:"A named action and its parameters."`
+	// Timeout and Grace are Go durations: "30s", "1h30m".
+	Timeout     string            `json:"timeout,omitempty" example:"30s" doc:"How long the process may run from its start. Absent: no limit."`
+	Grace       string            `json:"grace,omitempty" example:"5s" doc:"How long a terminated process gets between TERM and KILL. Absent: the runner's own."`
+	Stdin       []byte            `json:"stdin,omitempty" doc:"What the process gets on its standard input, in base64. Never a secret."`
+	Labels      map[string]string `json:"labels,omitempty" doc:"At most 64, for finding the execution again."`
+	RequestedBy string            `json:"requested_by,omitempty" doc:"Who asks, for people."`
+}
+
+// Command is a program and its arguments; no shell is involved.
+type Command struct {
+	Argv        []string          `json:"argv" doc:"Program and arguments, at least one."`
+	Environment map[string]string `json:"environment,omitempty" doc:"Variables added to the runner's clean environment."`
+	Directory   string            `json:"directory,omitempty" doc:"Working directory on the runner, absolute. Absent: a fresh empty one."`
+}
+
+// Action names a reusable thing to run.
+type Action struct {
+	Name       string          `json:"name"`
+	Parameters json.RawMessage `json:"parameters,omitempty" doc:"One JSON object."`
+}
+
+// SubmitResponse says under which id an execution was accepted.
+type SubmitResponse struct {
+	ExecutionID string `json:"execution_id"`
+	Links       Links  `json:"links"`
+}
+
+// Links are the paths below which an execution is found.
+type Links struct {
+	Self   string `json:"self"`
+	Stdout string `json:"stdout"`
+	Stderr string `json:"stderr"`
+	Events string `json:"events"`
+	Tail   string `json:"tail"`
+	Cancel string `json:"cancel"`
+}
+
+// LinksOf returns the paths of an execution.
+func LinksOf(id string) Links {
+	self := "/v1/executions/" + id
+	return Links{
+		Self: self, Stdout: self + "/output/stdout", Stderr: self + "/output/stderr",
+		Events: self + "/events", Tail: self + "/tail", Cancel: self + "/cancel",
+	}
+}
+
+// CancelRequest asks to stop an execution.
+type CancelRequest struct {
+	Reason      string `json:"reason,omitempty"`
+	RequestedBy string `json:"requested_by,omitempty"`
+}
+
+// CancelResponse says that the wish to stop an execution is in the log.
+type CancelResponse struct {
+	ExecutionID string `json:"execution_id"`
+	// EventID is the id of the CancelRequested event.
+	EventID string `json:"event_id"`
+}
+
+// ListResponse is one page of rows, newest first.
+type ListResponse struct {
+	Executions []execution.Row `json:"executions"`
+	// Next is what to ask for as `before` for the next page; empty at the end.
+	Next string `json:"next,omitempty"`
+}
+
+// QueryRequest is one read-only ClickHouse statement.
+type QueryRequest struct {
+	SQL    string `json:"sql" doc:"One statement: SELECT, WITH, SHOW, DESCRIBE, EXPLAIN or EXISTS."`
+	Format string `json:"format,omitempty" example:"JSONEachRow" doc:"A ClickHouse output format. Absent: PrettyCompactMonoBlock."`
+}
+
+// Health lists the checks of a readiness answer.
+type Health struct {
+	Ready  bool    `json:"ready"`
+	Checks []Check `json:"checks"`
+}
+
+// Check is one part that must work.
+type Check struct {
+	Name  string `json:"name"`
+	OK    bool   `json:"ok"`
+	Error string `json:"error,omitempty"`
+}
+
+// Problem is an error as RFC 9457 writes it.
+type Problem struct {
+	Type   string          `json:"type,omitempty"`
+	Title  string          `json:"title,omitempty"`
+	Status int             `json:"status,omitempty"`
+	Detail string          `json:"detail,omitempty"`
+	Errors []ProblemDetail `json:"errors,omitempty"`
+}
+
+// ProblemDetail names one of several faults of a request.
+type ProblemDetail struct {
+	Message  string `json:"message,omitempty"`
+	Location string `json:"location,omitempty"`
+}
