@@ -44,8 +44,9 @@ fmt: tools ## format Go and Protobuf files
 	@buf format -w events/proto
 
 .PHONY: generate
-generate: tools ## generate Go from the Protobuf payloads
+generate: tools ## generate Go and docs/events.md from the Protobuf payloads
 	@cd events/proto && buf generate
+	@buf build events/proto --as-file-descriptor-set -o - | go run ./events/internal/catalogue >docs/events.md
 
 .PHONY: check
 check: ## show that generated files and go.mod files are up to date, and that each module builds alone

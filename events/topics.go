@@ -38,7 +38,10 @@ func Topics() []Topic {
 		m := map[string]string{
 			"cleanup.policy": "delete",
 			"retention.ms":   week,
-			"max.message.bytes": strconv.Itoa(MaxRecordBytes),
+			// A record's time is the broker's: it says when the fact was received, and no producer can keep a
+			// record from retention with a time of its own.
+			"message.timestamp.type": "LogAppendTime",
+			"max.message.bytes":      strconv.Itoa(MaxRecordBytes),
 		}
 		for i := 0; i+1 < len(more); i += 2 {
 			m[more[i]] = more[i+1]
