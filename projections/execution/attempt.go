@@ -1,0 +1,143 @@
+package execution
+
+import (
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"verbatim.dev/events"
+	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
+	"verbatim.dev/projections/internal/interval"
+)
+
+// The streams of an attempt, by index.
+const (
+	stdout = iota
+	stderr
+	streamCount
+)
+
+var streamNames = [streamCount]string{
+	events.StreamName(executionv1.Stream_STREAM_STDOUT), events.StreamName(executionv1.Stream_STREAM_STDERR),
+}
+
+func streamIndex(s executionv1.Stream) int {
+	switch s {
+	case executionv1.Stream_STREAM_STDOUT:
+		return stdout
+	case executionv1.Stream_STREAM_STDERR:
+		return stderr
+	default:
+		return -1
+	}
+}
+
+// attempt is what is known of one try.
+type attempt struct {
+	number uint32
+
+	prepared          slot[*executionv1.Prepared]
+	preparationFailed slot[*executionv1.PreparationFailed]
+	started           slot[*executionv1.ProcessStarted]
+	startFailed       slot[*executionv1.StartFailed]
+	stdinFailed       slot[*executionv1.StdinWriteFailed]
+	exited            slot[*executionv1.ProcessExited]
+	waitFailed        slot[*executionv1.WaitFailed]
+	sealed            slot[*executionv1.OutputSealed]
+	recorded          slot[*executionv1.OutputRecorded]
+	lost              slot[*executionv1.RunnerLost]
+	readFailures      log[*executionv1.OutputReadFailed]
+	terminations      log[*executionv1.TerminationStarted]
+
+	streams [streamCount]stream
+}
+
+func (a *attempt) fold(data proto.Message, from origin, at time.Time, waiting *int) {
+	switch d := data.(type) {
+	case *executionv1.Prepared:
+		a.prepared.join(fact[*executionv1.Prepared]{from, at, trimPrepared(d)})
+	case *executionv1.PreparationFailed:
+		a.preparationFailed.join(fact[*executionv1.PreparationFailed]{from, at, &executionv1.PreparationFailed{Reason: d.GetReason(), Message: clip(d.GetMessage())}})
+	case *executionv1.ProcessStarted:
+		a.started.join(fact[*executionv1.ProcessStarted]{from, at, d})
+	case *executionv1.StartFailed:
+		t := &executionv1.StartFailed{Reason: d.GetReason(), Message: clip(d.GetMessage()), Errno: d.GetErrno(), Host: d.GetHost(), Runner: d.GetRunner()}
+		a.startFailed.join(fact[*executionv1.StartFailed]{from, at, t})
+	case *executionv1.StdinWriteFailed:
+		t := &executionv1.StdinWriteFailed{AcceptedBytes: d.GetAcceptedBytes(), OfferedBytes: d.GetOfferedBytes(), Cause: clip(d.GetCause())}
+		a.stdinFailed.join(fact[*executionv1.StdinWriteFailed]{from, at, t})
+	case *executionv1.OutputReadFailed:
+		t := &executionv1.OutputReadFailed{Stream: d.GetStream(), Offset: d.GetOffset(), Cause: clip(d.GetCause())}
+		a.readFailures.join(fact[*executionv1.OutputReadFailed]{from, at, t})
+	case *executionv1.TerminationStarted:
+		t := &executionv1.TerminationStarted{Cause: d.GetCause(), RequestedBy: clip(d.GetRequestedBy()), Message: clip(d.GetMessage()), Signals: d.GetSignals()[:min(len(d.GetSignals()), maxLog)]}
+		a.terminations.join(fact[*executionv1.TerminationStarted]{from, at, t})
+	case *executionv1.ProcessExited:
+		a.exited.join(fact[*executionv1.ProcessExited]{from, at, d})
+	case *executionv1.WaitFailed:
+		t := &executionv1.WaitFailed{Cause: clip(d.GetCause()), Errno: d.GetErrno(), FailedAt: d.GetFailedAt()}
+		a.waitFailed.join(fact[*executionv1.WaitFailed]{from, at, t})
+	case *executionv1.OutputSealed:
+		a.sealed.join(fact[*executionv1.OutputSealed]{from, at, d})
+		a.seal(waiting)
+	case *executionv1.OutputRecorded:
+		a.recorded.joinLatest(fact[*executionv1.OutputRecorded]{from, at, d})
+	case *executionv1.RunnerLost:
+		a.lost.join(fact[*executionv1.RunnerLost]{from, at, d})
+	}
+}
+
+// seal tells the streams which ranges will never come, so that their digests can go on behind them.
+func (a *attempt) seal(waiting *int) {
+	for i := range a.streams {
+		if s := a.sealOf(i); s != nil {
+			a.streams[i].digest.pass(interval.Of(append(ranges(s.GetElided()), ranges(s.GetLost())...)...), waiting)
+		}
+	}
+}
+
+// sealOf is what the seal states of a stream, nil when it states nothing.
+func (a *attempt) sealOf(index int) *executionv1.StreamSeal {
+	if !a.sealed.set {
+		return nil
+	}
+	for _, s := range a.sealed.data.GetStreams() {
+		if streamIndex(s.GetStream()) == index {
+			return s
+		}
+	}
+	return nil
+}
+
+// ran says whether there is evidence that a process existed.
+func (a *attempt) ran() bool {
+	return a.started.set || a.exited.set || a.waitFailed.set || a.stdinFailed.set ||
+		len(a.terminations.facts) > 0 || len(a.readFailures.facts) > 0 ||
+		a.streams[stdout].end > 0 || a.streams[stderr].end > 0
+}
+
+// closed says whether the stream's total is known: sealed, or there never was a process.
+func (a *attempt) closed(index int) bool {
+	return a.sealOf(index) != nil || a.neverPrepared()
+}
+
+// neverPrepared says that the attempt ended before there was anything to start.
+func (a *attempt) neverPrepared() bool {
+	return a.preparationFailed.set && !a.ran() && !a.sealed.set
+}
+
+// trimPrepared keeps what the row shows. Environment and stdin stay in the log.
+func trimPrepared(d *executionv1.Prepared) *executionv1.Prepared {
+	return &executionv1.Prepared{
+		Argv: d.GetArgv(), Directory: d.GetDirectory(), Timeout: d.GetTimeout(), Action: clip(d.GetAction()),
+		Labels: d.GetLabels(), RequestedAt: d.GetRequestedAt(), RequestedBy: clip(d.GetRequestedBy()),
+	}
+}
+
+func ranges(rs []*executionv1.ByteRange) []interval.Range {
+	out := make([]interval.Range, 0, len(rs))
+	for _, r := range rs {
+		out = append(out, interval.Range{Start: r.GetStart(), End: r.GetEnd()})
+	}
+	return out
+}
