@@ -1,0 +1,291 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	kafkago "github.com/segmentio/kafka-go"
+)
+
+// Topic is what a topic should be.
+type Topic struct {
+	Name       string
+	Partitions int
+	// Config holds Kafka's topic settings; used when the topic is created.
+	Config map[string]string
+}
+
+// checkTimeout bounds what is asked at start-up.
+const checkTimeout = 10 * time.Second
+
+// Admin asks a cluster about topics and offsets; safe for concurrent use.
+type Admin struct {
+	config Config
+	link   *link
+}
+
+// NewAdmin checks the configuration; it connects with the first question.
+func NewAdmin(c Config) (*Admin, error) {
+	if err := c.Validate(); err != nil {
+		return nil, fmt.Errorf("kafka admin: %w", err)
+	}
+	return &Admin{config: c, link: newLink(c)}, nil
+}
+
+// Close releases the connections.
+func (a *Admin) Close() error {
+	a.link.close()
+	return nil
+}
+
+// EnsureTopics creates the topics that are missing and then checks all, within 10 s. A topic that exists
+// is not changed: a wrong partition count is an error.
+func EnsureTopics(ctx context.Context, c Config, topics []Topic) error {
+	return withAdmin(c, func(a *Admin) error { return a.EnsureTopics(ctx, topics) })
+}
+
+// CheckTopics reports within 10 s an unreachable broker, and every topic that is missing or has another
+// partition count.
+func CheckTopics(ctx context.Context, c Config, topics []Topic) error {
+	return withAdmin(c, func(a *Admin) error { return a.CheckTopics(ctx, topics) })
+}
+
+func withAdmin(c Config, do func(*Admin) error) error {
+	a, err := NewAdmin(c)
+	if err != nil {
+		return err
+	}
+	return errors.Join(do(a), a.Close())
+}
+
+// EnsureTopics is the function of the same name on this handle.
+func (a *Admin) EnsureTopics(ctx context.Context, topics []Topic) error {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	if err := a.create(ctx, topics); err != nil {
+		return err
+	}
+	return a.check(ctx, topics, true)
+}
+
+// CheckTopics is the function of the same name on this handle.
+func (a *Admin) CheckTopics(ctx context.Context, topics []Topic) error {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	return a.check(ctx, topics, false)
+}
+
+// create makes what does not exist, and returns when it can be seen.
+func (a *Admin) create(ctx context.Context, topics []Topic) error {
+	have, err := a.counts(ctx)
+	if err != nil {
+		return err
+	}
+	req := &kafkago.CreateTopicsRequest{}
+	for _, t := range topics {
+		if _, ok := have[a.config.wireTopic(t.Name)]; ok {
+			continue
+		}
+		tc := kafkago.TopicConfig{Topic: a.config.wireTopic(t.Name), NumPartitions: t.Partitions, ReplicationFactor: -1}
+		for _, k := range slices.Sorted(maps.Keys(t.Config)) {
+			tc.ConfigEntries = append(tc.ConfigEntries, kafkago.ConfigEntry{ConfigName: k, ConfigValue: t.Config[k]})
+		}
+		req.Topics = append(req.Topics, tc)
+	}
+	if len(req.Topics) == 0 {
+		return nil
+	}
+	res, err := a.link.client.CreateTopics(ctx, req)
+	if err != nil {
+		return fmt.Errorf("create topics: %w", err)
+	}
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(res.Errors)) {
+		if err := res.Errors[name]; err != nil && !errors.Is(err, kafkago.TopicAlreadyExists) {
+			errs = append(errs, fmt.Errorf("create topic %s: %w", name, err))
+		}
+	}
+	a.link.refresh()
+	return errors.Join(errs...)
+}
+
+// check compares the cluster with what should be; with patience it waits for topics just created.
+func (a *Admin) check(ctx context.Context, topics []Topic, patient bool) error {
+	began := time.Now()
+	for wait := (pause{}); ; {
+		have, err := a.counts(ctx)
+		if err != nil {
+			return err
+		}
+		var errs []error
+		missing := false
+		for _, t := range topics {
+			name := a.config.wireTopic(t.Name)
+			switch n, ok := have[name]; {
+			case !ok:
+				missing = true
+				errs = append(errs, fmt.Errorf("%w: %s", ErrUnknownTopic, name))
+			case n != t.Partitions:
+				errs = append(errs, fmt.Errorf("topic %s has %d partitions, it must have %d", name, n, t.Partitions))
+			}
+		}
+		if len(errs) == 0 || !missing || !patient || time.Since(began) > missingTopicGrace {
+			return errors.Join(errs...)
+		}
+		a.link.refresh()
+		if !wait.sleep(ctx) {
+			return errors.Join(errs...)
+		}
+	}
+}
+
+// counts returns the partition count of every topic, by its name on the wire. While no broker answers it keeps
+// trying until ctx ends.
+func (a *Admin) counts(ctx context.Context) (map[string]int, error) {
+	for wait := (pause{}); ; {
+		res, err := a.link.client.Metadata(ctx, &kafkago.MetadataRequest{})
+		if err == nil {
+			have := make(map[string]int, len(res.Topics))
+			for _, t := range res.Topics {
+				have[t.Name] = len(t.Partitions)
+			}
+			return have, nil
+		}
+		if !retriable(err) {
+			return nil, unreachable(a.config, err)
+		}
+		a.link.refresh()
+		if !wait.sleep(ctx) {
+			return nil, unreachable(a.config, err)
+		}
+	}
+}
+
+func unreachable(c Config, err error) error {
+	return fmt.Errorf("no answer from kafka at %s (is the address right, and a broker up?): %w", strings.Join(c.Brokers, ", "), err)
+}
+
+// EndOffsets returns, per partition, the offset the next record will get.
+func (a *Admin) EndOffsets(ctx context.Context, topic string) (map[int]int64, error) {
+	return a.offsets(ctx, topic, func(int) kafkago.OffsetRequest { return kafkago.OffsetRequest{Timestamp: Last} })
+}
+
+// FirstOffsets returns, per partition, the lowest offset still there.
+func (a *Admin) FirstOffsets(ctx context.Context, topic string) (map[int]int64, error) {
+	return a.offsets(ctx, topic, func(int) kafkago.OffsetRequest { return kafkago.OffsetRequest{Timestamp: First} })
+}
+
+// OffsetsAt returns, per partition, the offset of the first record whose timestamp is t or later; the end
+// offset when there is none.
+func (a *Admin) OffsetsAt(ctx context.Context, topic string, t time.Time) (map[int]int64, error) {
+	at, err := a.offsets(ctx, topic, func(n int) kafkago.OffsetRequest { return kafkago.TimeOffsetOf(n, t) })
+	if err != nil {
+		return nil, err
+	}
+	end, err := a.EndOffsets(ctx, topic)
+	if err != nil {
+		return nil, err
+	}
+	for n, offset := range at {
+		if offset < 0 {
+			at[n] = end[n]
+		}
+	}
+	return at, nil
+}
+
+func (a *Admin) offsets(ctx context.Context, topic string, ask func(partition int) kafkago.OffsetRequest) (map[int]int64, error) {
+	wire := a.config.wireTopic(topic)
+	n, err := a.partitions(ctx, topic)
+	if err != nil {
+		return nil, fmt.Errorf("offsets of %s: %w", topic, err)
+	}
+	requests := make([]kafkago.OffsetRequest, n)
+	for i := range requests {
+		requests[i] = ask(i)
+		requests[i].Partition = i
+	}
+	res, err := a.link.client.ListOffsets(ctx, &kafkago.ListOffsetsRequest{Topics: map[string][]kafkago.OffsetRequest{wire: requests}})
+	if err != nil {
+		return nil, fmt.Errorf("offsets of %s: %w", topic, err)
+	}
+	offsets := make(map[int]int64, n)
+	for _, p := range res.Topics[wire] {
+		if p.Error != nil {
+			return nil, fmt.Errorf("offsets of %s/%d: %w", topic, p.Partition, p.Error)
+		}
+		switch requests[p.Partition].Timestamp {
+		case First:
+			offsets[p.Partition] = p.FirstOffset
+		case Last:
+			offsets[p.Partition] = p.LastOffset
+		default:
+			offsets[p.Partition] = -1
+			for offset := range p.Offsets {
+				offsets[p.Partition] = offset
+			}
+		}
+	}
+	if len(offsets) != n {
+		return nil, fmt.Errorf("offsets of %s: the broker answered for %d of %d partitions", topic, len(offsets), n)
+	}
+	return offsets, nil
+}
+
+// partitions returns the topic's partition count.
+func (a *Admin) partitions(ctx context.Context, topic string) (int, error) {
+	began := time.Now()
+	for wait := (pause{}); ; {
+		n, err := a.link.partitions(ctx, a.config.wireTopic(topic))
+		switch {
+		case err == nil:
+			return n, nil
+		case missingTopic(err) && time.Since(began) > missingTopicGrace:
+			return 0, ErrUnknownTopic
+		case !retriable(err) && !missingTopic(err):
+			return 0, err
+		}
+		a.link.refresh()
+		if !wait.sleep(ctx) {
+			return 0, unreachable(a.config, err)
+		}
+	}
+}
+
+// CommittedOffsets returns, per partition, the offset the service's group will go on from; partitions without
+// a commit are left out.
+func (a *Admin) CommittedOffsets(ctx context.Context, group, topic string) (map[int]int64, error) {
+	wire := a.config.wireTopic(topic)
+	n, err := a.partitions(ctx, topic)
+	if err != nil {
+		return nil, fmt.Errorf("committed offsets of %s: %w", GroupID(group, topic), err)
+	}
+	ids := make([]int, n)
+	for i := range ids {
+		ids[i] = i
+	}
+	res, err := a.link.client.OffsetFetch(ctx, &kafkago.OffsetFetchRequest{
+		GroupID: a.config.wireGroup(group, topic), Topics: map[string][]int{wire: ids},
+	})
+	if err == nil {
+		err = res.Error
+	}
+	if err != nil {
+		return nil, fmt.Errorf("committed offsets of %s: %w", GroupID(group, topic), err)
+	}
+	offsets := map[int]int64{}
+	for _, p := range res.Topics[wire] {
+		if p.Error != nil {
+			return nil, fmt.Errorf("committed offsets of %s/%d: %w", GroupID(group, topic), p.Partition, p.Error)
+		}
+		if p.CommittedOffset >= 0 {
+			offsets[p.Partition] = p.CommittedOffset
+		}
+	}
+	return offsets, nil
+}

@@ -1,0 +1,343 @@
+package kafka
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	kafkago "github.com/segmentio/kafka-go"
+)
+
+// scanInterval is how soon an answer in the middle of the window is noticed. The oldest message's answer
+// is noticed at once; watching each of the others would cost a goroutine per message.
+const scanInterval = 20 * time.Millisecond
+
+// partition delivers one partition during one generation. All of it belongs to the goroutine of run, but
+// for the fetcher, which hands over through fetched, and claims, which come from CommitSync.
+type partition struct {
+	sub       *subscription
+	committer committer
+	id        int
+	from      int64
+	log       *slog.Logger
+
+	window    *window[*delivery]
+	pending   []*Record // fetched, not handed out
+	fetched   chan []*Record
+	claims    chan *claim
+	claimed   []*claim // waiting until everything below is acknowledged
+	ended     chan struct{}
+	committed int64
+	restUntil time.Time
+}
+
+func newPartition(s *subscription, c committer, a kafkago.PartitionAssignment) *partition {
+	return &partition{
+		sub: s, committer: c, id: a.ID, from: a.Offset,
+		log:    s.subscriber.config.logger().With("topic", s.topic, "partition", a.ID, "group", s.subscriber.options.Group),
+		window: newWindow[*delivery](max(a.Offset, 0)), fetched: make(chan []*Record, 1),
+		claims: make(chan *claim), ended: make(chan struct{}), committed: max(a.Offset, 0),
+	}
+}
+
+// run delivers until owned ends (the partition may go to somebody else: cancel and commit what was acknowledged)
+// or the subscription stops (drain, then commit).
+func (p *partition) run(owned context.Context) {
+	if !p.pin(owned) {
+		close(p.ended)
+		return
+	}
+	fetching, stopFetching := context.WithCancel(owned)
+	idle := make(chan struct{})
+	go func() {
+		defer close(idle)
+		(&fetcher{partition: p, cursor: p.cursor()}).run(fetching)
+	}()
+	defer func() {
+		stopFetching()
+		<-idle
+	}()
+
+	if p.deliver(owned) {
+		stopFetching()
+		p.drain(owned)
+	}
+	p.sweep()
+	p.release()
+	p.commit()
+	close(p.ended)
+	if owned.Err() != nil && p.sub.stop.Err() == nil {
+		p.settle()
+	}
+}
+
+// pin commits where a group starts that begins at the end of the log. Without it, every rebalance before the
+// first acknowledgement would move the start and skip what came in between.
+func (p *partition) pin(owned context.Context) bool {
+	for wait := (pause{}); p.from == Last; {
+		_, end, err := p.sub.subscriber.link.offsets(owned, p.sub.topic, p.id)
+		if err == nil {
+			err = p.committer.commit(p.id, end)
+		}
+		if err == nil {
+			p.from, p.committed, p.window.done = end, end, end
+			return true
+		}
+		if staleMetadata(err) {
+			p.sub.subscriber.link.refresh()
+		}
+		if p.sub.stop.Err() != nil || !wait.sleep(owned) {
+			return false
+		}
+	}
+	return true
+}
+
+func (p *partition) cursor() *cursor {
+	return &cursor{
+		link: p.sub.subscriber.link, topic: p.sub.topic, partition: p.id, next: p.from,
+		maxBytes: p.sub.subscriber.options.FetchBytes,
+	}
+}
+
+// deliver hands out messages; it returns true when the subscription stops and false when the partition is lost.
+func (p *partition) deliver(owned context.Context) bool {
+	o := p.sub.subscriber.options
+	scan := time.NewTicker(min(scanInterval, o.CommitInterval))
+	defer scan.Stop()
+	commitAt := time.Now()
+	var next *delivery
+	for {
+		if next == nil {
+			next = p.prepare()
+		}
+		var out chan *message.Message
+		var msg *message.Message
+		if next != nil {
+			out, msg = p.sub.out, next.msg
+		}
+		var fetched chan []*Record
+		if len(p.pending) == 0 {
+			fetched = p.fetched
+		}
+		var acked, nacked <-chan struct{}
+		headOffset, head, ok := p.window.head()
+		if ok {
+			acked, nacked = head.msg.Acked(), head.msg.Nacked()
+		}
+		select {
+		case out <- msg:
+			p.handedOut(next)
+			next = nil
+		case p.pending = <-fetched:
+		case <-acked:
+			p.acknowledge(headOffset, head)
+			p.sweepHead()
+		case <-nacked:
+			p.putBack(headOffset)
+			next = p.discard(next)
+		case c := <-p.claims:
+			p.claim(c)
+		case now := <-scan.C:
+			if p.sweep() {
+				next = p.discard(next)
+			}
+			if now.Sub(commitAt) >= o.CommitInterval {
+				commitAt = now
+				p.commit()
+			}
+		case <-owned.Done():
+			p.discard(next)
+			return false
+		case <-p.sub.stop.Done():
+			p.discard(next)
+			return true
+		}
+	}
+}
+
+// prepare makes the message to hand out next: one that was put back, else a new one when the window has room.
+func (p *partition) prepare() *delivery {
+	if offset, d, ok := p.window.next(); ok {
+		if time.Now().Before(p.restUntil) {
+			return nil
+		}
+		again := newDelivery(p, d.record)
+		again.offset = offset
+		return again
+	}
+	if len(p.pending) == 0 || p.window.size() >= p.sub.subscriber.options.MaxInFlight {
+		return nil
+	}
+	return newDelivery(p, p.pending[0])
+}
+
+// discard forgets a message that was made but not handed out.
+func (p *partition) discard(d *delivery) *delivery {
+	if d != nil {
+		d.cancel()
+	}
+	return nil
+}
+
+func (p *partition) handedOut(d *delivery) {
+	if len(p.pending) > 0 && d.record == p.pending[0] {
+		p.pending[0] = nil
+		p.pending = p.pending[1:]
+		p.window.add(d.offset, d)
+		return
+	}
+	p.window.again(d.offset, d)
+}
+
+func (p *partition) acknowledge(offset int64, d *delivery) {
+	d.cancel()
+	if p.window.ack(offset) {
+		p.serveClaims()
+	}
+}
+
+func (p *partition) putBack(offset int64) {
+	for _, d := range p.window.nack(offset) {
+		d.cancel()
+		p.failClaim(d, ErrLost)
+	}
+	p.restUntil = time.Now().Add(p.sub.subscriber.options.NackDelay)
+}
+
+// sweepHead takes the acknowledgements that are already there at the head of the window.
+func (p *partition) sweepHead() {
+	for {
+		offset, d, ok := p.window.head()
+		if !ok {
+			return
+		}
+		select {
+		case <-d.msg.Acked():
+			p.acknowledge(offset, d)
+		default:
+			return
+		}
+	}
+}
+
+// sweep takes every answer that is there; true when something was put back.
+func (p *partition) sweep() bool {
+	var acked []*delivery
+	var nacked *delivery
+	p.window.flying(func(_ int64, d *delivery) bool {
+		select {
+		case <-d.msg.Acked():
+			acked = append(acked, d)
+		case <-d.msg.Nacked():
+			nacked = d
+			return false
+		default:
+		}
+		return true
+	})
+	for _, d := range acked {
+		p.acknowledge(d.offset, d)
+	}
+	if nacked != nil {
+		p.putBack(nacked.offset)
+	}
+	return nacked != nil
+}
+
+// drain waits for the answers to what is in flight.
+func (p *partition) drain(owned context.Context) {
+	deadline := time.NewTimer(p.sub.subscriber.options.DrainTimeout)
+	defer deadline.Stop()
+	scan := time.NewTicker(scanInterval / 4)
+	defer scan.Stop()
+	for p.sweep(); p.flying(); p.sweep() {
+		select {
+		case <-scan.C:
+		case c := <-p.claims:
+			p.claim(c)
+		case <-owned.Done():
+			return
+		case <-deadline.C:
+			p.log.Warn("messages in flight were not settled in time, they will be delivered again")
+			return
+		}
+	}
+}
+
+func (p *partition) flying() bool {
+	found := false
+	p.window.flying(func(int64, *delivery) bool { found = true; return false })
+	return found
+}
+
+// release cancels what is in flight; its later answers change nothing.
+func (p *partition) release() {
+	p.window.flying(func(_ int64, d *delivery) bool {
+		d.cancel()
+		return true
+	})
+	for _, c := range p.claimed {
+		c.reply(ErrLost)
+	}
+	p.claimed = nil
+}
+
+// settle gives the handlers of cancelled messages a moment to end.
+func (p *partition) settle() {
+	deadline := time.NewTimer(revokeGrace)
+	defer deadline.Stop()
+	p.window.flying(func(_ int64, d *delivery) bool {
+		select {
+		case <-d.msg.Acked():
+		case <-d.msg.Nacked():
+		case <-deadline.C:
+			return false
+		}
+		return true
+	})
+}
+
+// commit commits what is acknowledged, when that is new.
+func (p *partition) commit() {
+	if p.window.done <= p.committed {
+		return
+	}
+	if err := p.committer.commit(p.id, p.window.done); err != nil {
+		p.log.Debug("commit is tried again", "error", err)
+		return
+	}
+	p.committed = p.window.done
+}
+
+// delivery is one message handed out once. It is also that message's context.
+type delivery struct {
+	context.Context
+	cancel    context.CancelFunc
+	partition *partition
+	record    *Record
+	offset    int64
+	msg       *message.Message
+}
+
+func newDelivery(p *partition, r *Record) *delivery {
+	d := &delivery{partition: p, record: r, offset: r.Offset}
+	d.Context, d.cancel = context.WithCancel(p.sub.ctx)
+	d.msg = r.Message()
+	d.msg.SetContext(d)
+	return d
+}
+
+// Value serves PositionFromContext, HeadersFromContext and CommitSync.
+func (d *delivery) Value(key any) any {
+	switch key.(type) {
+	case positionKey:
+		return &d.record.Position
+	case headersKey:
+		return d.record.Headers
+	case deliveryKey:
+		return d
+	}
+	return d.Context.Value(key)
+}

@@ -1,0 +1,121 @@
+package kafka
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	kafkago "github.com/segmentio/kafka-go"
+)
+
+const (
+	headerID           = "ce_id"
+	headerPartitionKey = "ce_partitionkey"
+)
+
+// Header is one header of a record. A nil Value is Kafka's null.
+type Header struct {
+	Key   string
+	Value []byte
+}
+
+// Position is where a record stands in the log.
+type Position struct {
+	// Topic is the topic's name without the configured prefix.
+	Topic     string
+	Partition int
+	Offset    int64
+	// Key is nil when the record has none.
+	Key []byte
+	// Time is the record's timestamp, in milliseconds: the producer's clock, or the broker's when the topic
+	// says message.timestamp.type=LogAppendTime.
+	Time time.Time
+	// HighWatermark is the partition's end offset at the time of the fetch; HighWatermark-Offset-1
+	// records lay behind this one.
+	HighWatermark int64
+}
+
+// Record is a record as it lies in the log. Whoever reads it must not change its bytes.
+type Record struct {
+	Position
+	Headers []Header
+	// Value is nil for Kafka's null.
+	Value []byte
+}
+
+// Message turns a record into a message; it never fails.
+func (r *Record) Message() *message.Message {
+	m := message.NewMessage("", r.Value)
+	for _, h := range r.Headers {
+		m.Metadata[h.Key] = string(h.Value)
+	}
+	if m.UUID = m.Metadata[headerID]; m.UUID == "" {
+		m.UUID = r.Topic + "/" + strconv.Itoa(r.Partition) + "/" + strconv.FormatInt(r.Offset, 10)
+	}
+	return m
+}
+
+type (
+	positionKey struct{}
+	headersKey  struct{}
+	deliveryKey struct{}
+	exactKey    struct{}
+)
+
+// PositionFromContext returns where the message of this context came from; false when it did not come
+// from a Subscriber.
+func PositionFromContext(ctx context.Context) (Position, bool) {
+	p, ok := ctx.Value(positionKey{}).(*Position)
+	if !ok {
+		return Position{}, false
+	}
+	return *p, true
+}
+
+// HeadersFromContext returns the headers of the message's record as they came: order, duplicates and
+// nulls kept. Do not change them.
+func HeadersFromContext(ctx context.Context) []Header {
+	h, _ := ctx.Value(headersKey{}).([]Header)
+	return h
+}
+
+type exact struct {
+	key     []byte
+	headers []Header
+}
+
+// WithRecord makes Publish write exactly this key (nil: none) and these headers for a message with this
+// context, instead of what it would take from the metadata. message.Copy drops it, as it drops every context.
+func WithRecord(ctx context.Context, key []byte, headers []Header) context.Context {
+	return context.WithValue(ctx, exactKey{}, &exact{key: key, headers: headers})
+}
+
+func exactFromContext(ctx context.Context) (*exact, bool) {
+	e, ok := ctx.Value(exactKey{}).(*exact)
+	return e, ok
+}
+
+// headersOf returns the headers a message is written with: the metadata sorted by name, and ce_id.
+func headersOf(m *message.Message) []kafkago.Header {
+	if e, ok := exactFromContext(m.Context()); ok {
+		headers := make([]kafkago.Header, len(e.headers))
+		for i, h := range e.headers {
+			headers[i] = kafkago.Header(h)
+		}
+		return headers
+	}
+	headers := make([]kafkago.Header, 0, len(m.Metadata)+1)
+	for k, v := range m.Metadata {
+		if k != headerID || m.UUID == "" {
+			headers = append(headers, kafkago.Header{Key: k, Value: []byte(v)})
+		}
+	}
+	if m.UUID != "" {
+		headers = append(headers, kafkago.Header{Key: headerID, Value: []byte(m.UUID)})
+	}
+	slices.SortFunc(headers, func(a, b kafkago.Header) int { return cmp.Compare(a.Key, b.Key) })
+	return headers
+}

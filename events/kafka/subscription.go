@@ -1,0 +1,155 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	kafkago "github.com/segmentio/kafka-go"
+)
+
+const (
+	// heartbeatInterval is also how long a member needs to notice that another one joins.
+	heartbeatInterval = 250 * time.Millisecond
+	// joinBackoff is the rest after a failed join.
+	joinBackoff = 250 * time.Millisecond
+	// coordinatorTimeout bounds one request to the group's coordinator.
+	coordinatorTimeout = 5 * time.Second
+	// revokeGrace is how long messages of a lost partition may take to notice that their context ended,
+	// before the member joins again and may be given the same messages.
+	revokeGrace = time.Second
+)
+
+// subscription is one Subscribe: a member of the topic's group.
+type subscription struct {
+	subscriber *Subscriber
+	topic      string
+	ctx        context.Context // Subscribe's
+	out        chan *message.Message
+	group      *kafkago.ConsumerGroup
+	stop       context.Context // done: hand out no more, drain
+	stopped    context.CancelFunc
+}
+
+func newSubscription(ctx context.Context, s *Subscriber, topic string) (*subscription, error) {
+	start := kafkago.FirstOffset
+	if s.options.FromEnd {
+		start = kafkago.LastOffset
+	}
+	group, err := kafkago.NewConsumerGroup(kafkago.ConsumerGroupConfig{
+		ID: s.config.wireGroup(s.options.Group, topic), Brokers: s.config.Brokers, Topics: []string{s.config.wireTopic(topic)},
+		Dialer: s.link.dialer(), StartOffset: start,
+		HeartbeatInterval: heartbeatInterval, SessionTimeout: s.options.SessionTimeout,
+		// The coordinator waits this long for members to rejoin; they do within a heartbeat and revokeGrace.
+		RebalanceTimeout: s.options.SessionTimeout,
+		JoinGroupBackoff: joinBackoff, Timeout: coordinatorTimeout,
+	})
+	if err != nil {
+		return nil, err
+	}
+	stop, stopped := context.WithCancel(ctx)
+	return &subscription{subscriber: s, topic: topic, ctx: ctx, out: make(chan *message.Message), group: group, stop: stop, stopped: stopped}, nil
+}
+
+func (s *subscription) run() {
+	defer close(s.out)
+	watcher := make(chan struct{})
+	go func() {
+		defer close(watcher)
+		select {
+		case <-s.subscriber.closing:
+			s.stopped()
+		case <-s.stop.Done():
+		}
+	}()
+	s.generations()
+	s.stopped()
+	<-watcher
+	if err := s.group.Close(); err != nil {
+		s.subscriber.config.logger().Warn("leave group", "topic", s.topic, "error", err)
+	}
+}
+
+// generations takes part in one generation of the group after the other.
+func (s *subscription) generations() {
+	log := s.subscriber.config.logger().With("topic", s.topic, "group", s.subscriber.options.Group)
+	failing := false
+	for {
+		gen, err := s.group.Next(s.stop)
+		switch {
+		case s.stop.Err() != nil, errors.Is(err, kafkago.ErrGroupClosed):
+			return
+		case err != nil:
+			if !failing {
+				log.Warn("group cannot be joined, trying again", "error", err)
+			}
+			failing = true
+			continue
+		}
+		failing = false
+		assigned := gen.Assignments[s.subscriber.config.wireTopic(s.topic)]
+		log.Info("joined group", "generation", gen.ID, "partitions", len(assigned))
+		ended := make(chan struct{})
+		gen.Start(func(owned context.Context) {
+			defer close(ended)
+			s.generation(owned, gen, assigned)
+		})
+		<-ended
+	}
+}
+
+// generation serves the assigned partitions until the generation ends or the subscription stops. It is one
+// function for all of them, because kafka-go ends a generation as soon as one of its functions returns, and while
+// draining the member must stay.
+func (s *subscription) generation(owned context.Context, gen *kafkago.Generation, assigned []kafkago.PartitionAssignment) {
+	if len(assigned) == 0 {
+		select {
+		case <-owned.Done():
+		case <-s.stop.Done():
+			s.leave()
+		}
+		return
+	}
+	var wg sync.WaitGroup
+	for _, a := range assigned {
+		p := newPartition(s, &commits{gen: gen, topic: s.subscriber.config.wireTopic(s.topic)}, a)
+		wg.Go(func() { p.run(owned) })
+	}
+	wg.Wait()
+	if s.stop.Err() != nil {
+		s.leave()
+	}
+}
+
+// leave makes kafka-go see that the group is closed before it sees that the generation has ended.
+// Otherwise it would join again only to leave, and wait for every other member meanwhile.
+func (s *subscription) leave() {
+	go func() { _ = s.group.Close() }()
+	for {
+		if _, err := s.group.Next(context.Background()); errors.Is(err, kafkago.ErrGroupClosed) {
+			return
+		}
+	}
+}
+
+// committer commits a partition's offset and reports failure.
+type committer interface {
+	commit(partition int, offset int64) error
+}
+
+// commits is a committer for one generation: once the group has moved on, the coordinator refuses.
+type commits struct {
+	gen   *kafkago.Generation
+	topic string
+}
+
+func (c *commits) commit(partition int, offset int64) error {
+	err := c.gen.CommitOffsets(map[string]map[int]int64{c.topic: {partition: offset}})
+	if err != nil {
+		return fmt.Errorf("commit offset %d: %w", offset, err)
+	}
+	return nil
+}
