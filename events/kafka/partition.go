@@ -3,6 +3,7 @@ package kafka
 import (
 	"context"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -17,6 +18,7 @@ const scanInterval = 20 * time.Millisecond
 // for the fetcher, which hands over through fetched, and claims, which come from CommitSync.
 type partition struct {
 	sub       *subscription
+	number    uint64 // Position.Assignment
 	committer committer
 	id        int
 	from      int64
@@ -32,9 +34,12 @@ type partition struct {
 	restUntil time.Time
 }
 
+// assignments counts the assignments of this process.
+var assignments atomic.Uint64
+
 func newPartition(s *subscription, c committer, a kafkago.PartitionAssignment) *partition {
 	return &partition{
-		sub: s, committer: c, id: a.ID, from: a.Offset,
+		sub: s, number: assignments.Add(1), committer: c, id: a.ID, from: a.Offset,
 		log:    s.subscriber.config.logger().With("topic", s.topic, "partition", a.ID, "group", s.subscriber.options.Group),
 		window: newWindow[*delivery](max(a.Offset, 0)), fetched: make(chan []*Record, 1),
 		claims: make(chan *claim), ended: make(chan struct{}), committed: max(a.Offset, 0),
@@ -322,6 +327,7 @@ type delivery struct {
 }
 
 func newDelivery(p *partition, r *Record) *delivery {
+	r.Assignment = p.number
 	d := &delivery{partition: p, record: r, offset: r.Offset}
 	d.Context, d.cancel = context.WithCancel(p.sub.ctx)
 	d.msg = r.Message()

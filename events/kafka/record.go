@@ -36,6 +36,10 @@ type Position struct {
 	// HighWatermark is the partition's end offset at the time of the fetch; HighWatermark-Offset-1
 	// records lay behind this one.
 	HighWatermark int64
+	// Assignment is the same number for all records that a Subscriber delivers of a partition while it owns it
+	// without interruption, and a new one afterwards. State that was built from a partition's records is as good as its
+	// assignment: in between, another member may have gone on. 0 for a PartitionReader.
+	Assignment uint64
 }
 
 // Record is a record as it lies in the log. Whoever reads it must not change its bytes.
