@@ -13,7 +13,7 @@ type states struct {
 	byID        map[string]*list.Element // of *state
 	recent      *list.List               // front: lately used
 	dirty       map[string]*state        // folded and not yet stored; these never leave
-	assignments map[int]int32            // partition to the generation its states were folded under
+	assignments map[int]uint64           // partition to the assignment its states were folded under
 }
 
 type state struct {
@@ -25,7 +25,7 @@ type state struct {
 func newStates(keep int) *states {
 	return &states{
 		keep: keep, byID: map[string]*list.Element{}, recent: list.New(),
-		dirty: map[string]*state{}, assignments: map[int]int32{},
+		dirty: map[string]*state{}, assignments: map[int]uint64{},
 	}
 }
 
@@ -34,9 +34,9 @@ func newStates(keep int) *states {
 func (s *states) assign(facts []fact) (missing []string) {
 	seen := map[string]bool{}
 	for _, f := range facts {
-		if generation, known := s.assignments[f.at.Partition]; !known || generation != f.at.Generation {
+		if number, known := s.assignments[f.at.Partition]; !known || number != f.at.Assignment {
 			s.forget(f.at.Partition)
-			s.assignments[f.at.Partition] = f.at.Generation
+			s.assignments[f.at.Partition] = f.at.Assignment
 		}
 	}
 	for _, f := range facts {

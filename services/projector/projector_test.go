@@ -1,0 +1,216 @@
+package projector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+	"google.golang.org/protobuf/proto"
+
+	"verbatim.dev/events"
+	"verbatim.dev/events/kafka"
+	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
+	"verbatim.dev/projections/execution"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// table keeps rows as the real one does: the highest version of each wins.
+type table struct {
+	mu     sync.Mutex
+	states map[string][]byte
+	loads  int
+	fail   int // So many inserts fail first.
+}
+
+func newTable() *table { return &table{states: map[string][]byte{}} }
+
+func (t *table) LoadStates(_ context.Context, ids []string) (map[string]*execution.State, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.loads++
+	loaded := map[string]*execution.State{}
+	for _, id := range ids {
+		if b := t.states[id]; b != nil {
+			s, err := execution.Load(b)
+			if err != nil {
+				return nil, err
+			}
+			loaded[id] = s
+		}
+	}
+	return loaded, nil
+}
+
+func (t *table) InsertRows(_ context.Context, states []*execution.State) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.fail > 0 {
+		t.fail--
+		return errors.New("database is away")
+	}
+	for _, s := range states {
+		b, err := s.MarshalBinary()
+		if err != nil {
+			return err
+		}
+		id := s.Row().ExecutionID
+		if old := t.states[id]; old != nil {
+			before, err := execution.Load(old)
+			if err != nil {
+				return err
+			}
+			if before.Version() > s.Version() {
+				continue
+			}
+		}
+		t.states[id] = b
+	}
+	return nil
+}
+
+func (t *table) row(tb testing.TB, id string) execution.Row {
+	tb.Helper()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s, err := execution.Load(t.states[id])
+	if err != nil {
+		tb.Fatalf("row of %s: %v", id, err)
+	}
+	return s.Row()
+}
+
+func open(t *testing.T, rows Rows, keep int) *Projector {
+	t.Helper()
+	p, err := New(rows, keep, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Stop)
+	return p
+}
+
+var begun = time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
+
+func id(n int) string { return fmt.Sprintf("019366e0-7c00-7000-8000-%012x", n) }
+
+// story is what a runner tells of an execution that writes n chunks.
+func story(t *testing.T, execution string, n int) []events.Event {
+	t.Helper()
+	var es []events.Event
+	add := func(data proto.Message) {
+		e, err := events.Producer{Name: "runner", Source: "/verbatim/runner/r"}.Event(execution, 1, uint64(len(es)+1), begun, data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		es = append(es, e)
+	}
+	add(&executionv1.ProcessStarted{Pid: 1, Runner: "r"})
+	for i := range n {
+		add(&executionv1.OutputChunk{Stream: executionv1.Stream_STREAM_STDOUT, Offset: uint64(2 * i), Data: []byte("x\n")})
+	}
+	add(&executionv1.ProcessExited{Status: &executionv1.ProcessExited_ExitCode{}})
+	add(&executionv1.OutputSealed{Streams: []*executionv1.StreamSeal{
+		{Stream: executionv1.Stream_STREAM_STDOUT, CapturedBytes: uint64(2 * n), PublishedBytes: uint64(2 * n)},
+		{Stream: executionv1.Stream_STREAM_STDERR},
+	}})
+	return es
+}
+
+func facts(es []events.Event, partition int, assignment uint64) []fact {
+	var fs []fact
+	for i, e := range es {
+		fs = append(fs, fact{e, kafka.Position{Partition: partition, Offset: int64(i), Time: begun, Assignment: assignment}})
+	}
+	return fs
+}
+
+func TestRowsAreFoldedOverBatchesAndEvictions(t *testing.T) {
+	t.Parallel()
+	rows := newTable()
+	p := open(t, rows, 1) // Every other execution pushes the one before out.
+	for n := range 5 {
+		for i := range 4 {
+			es := story(t, id(n), 6)
+			if err := p.fold(t.Context(), facts(es[i*2:i*2+3], n, 1)); err != nil { // Each batch overlaps the next.
+				t.Fatal(err)
+			}
+			other := story(t, id(100), 1)
+			if err := p.fold(t.Context(), facts(other, 50, 1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for n := range 5 {
+		if diff := cmp.Diff(execution.Fold(id(n), story(t, id(n), 6)), rows.row(t, id(n))); diff != "" {
+			t.Errorf("row %d (-folded at once +projected):\n%s", n, diff)
+		}
+	}
+}
+
+// A partition that was elsewhere in between may have been folded further there.
+func TestAStateOfAnEarlierAssignmentIsNotTrusted(t *testing.T) {
+	t.Parallel()
+	rows := newTable()
+	here, elsewhere := open(t, rows, 10), open(t, rows, 10)
+	es := story(t, id(1), 6)
+	for _, step := range []struct {
+		p     *Projector
+		facts []fact
+	}{
+		{here, facts(es[:3], 0, 1)},
+		{elsewhere, facts(es[3:6], 0, 1)},
+		{here, facts(es[6:], 0, 2)},
+	} {
+		if err := step.p.fold(t.Context(), step.facts); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if diff := cmp.Diff(execution.Fold(id(1), es), rows.row(t, id(1))); diff != "" {
+		t.Errorf("row (-folded at once +projected):\n%s", diff)
+	}
+}
+
+// Facts that were folded and not stored come again, and must then be stored although they are nothing new to
+// the state in memory.
+func TestWhatWasFoldedAndNotStoredIsStoredLater(t *testing.T) {
+	t.Parallel()
+	rows := newTable()
+	p := open(t, rows, 10)
+	es := story(t, id(1), 2)
+	rows.fail = 1000
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := p.fold(gone, facts(es, 0, 1)); err == nil {
+		t.Fatal("a row that was not stored is no error")
+	}
+	rows.fail = 0
+	if err := p.fold(t.Context(), facts(es, 0, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(execution.Fold(id(1), es), rows.row(t, id(1))); diff != "" {
+		t.Errorf("row (-folded at once +projected):\n%s", diff)
+	}
+}
+
+func TestKnownStatesAreNotLoadedAgain(t *testing.T) {
+	t.Parallel()
+	rows := newTable()
+	p := open(t, rows, 10)
+	es := story(t, id(1), 20)
+	for i := range es {
+		if err := p.fold(t.Context(), facts(es[i:i+1], 0, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if rows.loads != 1 {
+		t.Errorf("%d loads for one execution", rows.loads)
+	}
+}
