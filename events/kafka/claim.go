@@ -59,6 +59,12 @@ func CommitSync(ctx context.Context, msg *message.Message) error {
 	}
 }
 
+// Claimed reports whether CommitSync succeeded for the message: nobody will get it again.
+func Claimed(msg *message.Message) bool {
+	d, ok := msg.Context().Value(deliveryKey{}).(*delivery)
+	return ok && d.claimed.Load()
+}
+
 // claim takes a CommitSync in: it is served now or when everything below is acknowledged.
 func (p *partition) claim(c *claim) {
 	s := p.window.find(c.delivery.offset)
@@ -92,6 +98,7 @@ func (p *partition) serveClaims() {
 		}
 		p.committed = offset + 1
 		p.window.ack(offset)
+		d.claimed.Store(true)
 		d.outlive()
 		c.reply(nil)
 	}

@@ -324,18 +324,19 @@ type delivery struct {
 	record    *Record
 	offset    int64
 	msg       *message.Message
+	claimed   atomic.Bool
 }
 
 func newDelivery(p *partition, r *Record) *delivery {
 	r.Assignment = p.number
 	d := &delivery{partition: p, record: r, offset: r.Offset}
-	d.Context, d.cancel = context.WithCancel(p.sub.ctx)
+	d.Context, d.cancel = context.WithCancel(p.sub.messages)
 	d.msg = r.Message()
 	d.msg.SetContext(d)
 	return d
 }
 
-// Value serves PositionFromContext, HeadersFromContext and CommitSync.
+// Value serves PositionFromContext, HeadersFromContext, Stopping and CommitSync.
 func (d *delivery) Value(key any) any {
 	switch key.(type) {
 	case positionKey:
@@ -344,6 +345,8 @@ func (d *delivery) Value(key any) any {
 		return d.record.Headers
 	case deliveryKey:
 		return d
+	case stoppingKey:
+		return d.partition.sub.stop.Done()
 	}
 	return d.Context.Value(key)
 }

@@ -66,6 +66,7 @@ type (
 	positionKey struct{}
 	headersKey  struct{}
 	deliveryKey struct{}
+	stoppingKey struct{}
 	exactKey    struct{}
 )
 
@@ -84,6 +85,13 @@ func PositionFromContext(ctx context.Context) (Position, bool) {
 func HeadersFromContext(ctx context.Context) []Header {
 	h, _ := ctx.Value(headersKey{}).([]Header)
 	return h
+}
+
+// Stopping is closed when the subscription of this context's message was told to end: the message still has
+// SubscriberOptions.DrainTimeout to be settled, before its context ends. It is nil for other contexts.
+func Stopping(ctx context.Context) <-chan struct{} {
+	c, _ := ctx.Value(stoppingKey{}).(<-chan struct{})
+	return c
 }
 
 type exact struct {

@@ -112,9 +112,9 @@ const subscribeTimeout = 10 * time.Second
 // not exist; after that nothing but ctx and Close ends the channel.
 //
 // Every message must be acknowledged or not acknowledged. The messages of a partition come in order, those of
-// different partitions mix. A message's context ends when the message is settled, when its partition is lost,
-// and with ctx. When ctx ends or on Close no more messages come; those in flight have
-// DrainTimeout to be settled, then their contexts end and the channel is closed.
+// different partitions mix. A message's context has ctx's values and ends when the message is settled and when
+// its partition is lost. When ctx ends or on Close no more messages come, see Stopping; those in flight
+// have DrainTimeout to be settled, then their contexts end and the channel is closed.
 func (s *Subscriber) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
 	if !validName(s.config.wireTopic(topic)) {
 		return nil, fmt.Errorf("subscribe: %q is no topic name", cut(topic, 64))

@@ -27,11 +27,12 @@ const (
 type subscription struct {
 	subscriber *Subscriber
 	topic      string
-	ctx        context.Context // Subscribe's
 	out        chan *message.Message
 	group      *kafkago.ConsumerGroup
 	stop       context.Context // done: hand out no more, drain
 	stopped    context.CancelFunc
+	messages   context.Context // parent of the messages' contexts: Subscribe's values, ends after the drain
+	drained    context.CancelFunc
 }
 
 func newSubscription(ctx context.Context, s *Subscriber, topic string) (*subscription, error) {
@@ -51,7 +52,11 @@ func newSubscription(ctx context.Context, s *Subscriber, topic string) (*subscri
 		return nil, err
 	}
 	stop, stopped := context.WithCancel(ctx)
-	return &subscription{subscriber: s, topic: topic, ctx: ctx, out: make(chan *message.Message), group: group, stop: stop, stopped: stopped}, nil
+	messages, drained := context.WithCancel(context.WithoutCancel(ctx))
+	return &subscription{
+		subscriber: s, topic: topic, out: make(chan *message.Message), group: group,
+		stop: stop, stopped: stopped, messages: messages, drained: drained,
+	}, nil
 }
 
 func (s *subscription) run() {
@@ -67,6 +72,7 @@ func (s *subscription) run() {
 	}()
 	s.generations()
 	s.stopped()
+	s.drained()
 	<-watcher
 	if err := s.group.Close(); err != nil {
 		s.subscriber.config.logger().Warn("leave group", "topic", s.topic, "error", err)
