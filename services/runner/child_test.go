@@ -1,0 +1,179 @@
+package runner_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"verbatim.dev/events"
+	"verbatim.dev/events/codec"
+	"verbatim.dev/services/runner"
+)
+
+// noise is known output: the first n bytes of a generator.
+func noise(seed byte, n int) []byte {
+	data := make([]byte, n)
+	_, _ = rand.NewChaCha8([32]byte{seed}).Read(data)
+	return data
+}
+
+// playChild is the process under test. Whatever it cannot do, it says on stderr with exit code 99.
+func playChild(role string) int {
+	name, argument, _ := strings.Cut(role, ":")
+	switch name {
+	case "noise": // Known output on both streams at once.
+		var n int
+		if _, err := fmt.Sscan(argument, &n); err != nil {
+			return complain(err)
+		}
+		var both sync.WaitGroup
+		for seed, f := range map[byte]*os.File{1: os.Stdout, 2: os.Stderr} {
+			both.Go(func() {
+				if _, err := f.Write(noise(seed, n)); err != nil {
+					panic(err)
+				}
+			})
+		}
+		both.Wait()
+		return 7
+	case "line": // One endless line.
+		var n int
+		if _, err := fmt.Sscan(argument, &n); err != nil {
+			return complain(err)
+		}
+		block := strings.Repeat("x", 1<<20)
+		for ; n > 0; n-- {
+			if _, err := io.WriteString(os.Stdout, block); err != nil {
+				return complain(err)
+			}
+		}
+		return 0
+	case "blocked":
+		return playBlocked(argument)
+	case "blocking": // Are the three streams in blocking mode, as programs expect?
+		for fd := range 3 {
+			flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_GETFL, 0)
+			if errno != 0 || flags&syscall.O_NONBLOCK != 0 {
+				fmt.Printf("%d: flags %o, %v\n", fd, flags, errno)
+			}
+		}
+		return 0
+	case "group":
+		sid, _, _ := syscall.Syscall(syscall.SYS_GETSID, 0, 0, 0)
+		fmt.Print(os.Getpid() == syscall.Getpgrp(), os.Getpid() == int(sid))
+		return 0
+	case "ignore-term":
+		signal.Ignore(syscall.SIGTERM)
+		fmt.Println("ready")
+		select {}
+	case "runner-without-sigchld":
+		return playRunnerWithoutSigchld()
+	default:
+		return complain(fmt.Errorf("unknown role %q", role))
+	}
+}
+
+func complain(err error) int {
+	fmt.Fprintln(os.Stderr, err)
+	return 99
+}
+
+// playBlocked writes noise, and writes to a file how many bytes it got rid of when for the first time nothing moved
+// for half a second.
+func playBlocked(argument string) int {
+	size, report, _ := strings.Cut(argument, ":")
+	n, err := strconv.Atoi(size)
+	if err != nil {
+		return complain(err)
+	}
+	if err := syscall.SetNonblock(1, true); err != nil {
+		return complain(err)
+	}
+	out := os.NewFile(1, "stdout")
+	reported := false
+	for data, done := noise(1, n), 0; done < n; {
+		if !reported {
+			_ = out.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
+		}
+		k, err := out.Write(data[done:min(done+4096, n)])
+		done += k
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			reported = true
+			_ = out.SetWriteDeadline(time.Time{})
+			if err := os.WriteFile(report+".new", []byte(strconv.Itoa(done)), 0o600); err != nil {
+				return complain(err)
+			}
+			if err := os.Rename(report+".new", report); err != nil {
+				return complain(err)
+			}
+		case err != nil:
+			return complain(err)
+		}
+	}
+	return 0
+}
+
+// playRunnerWithoutSigchld runs a runner in a process that ignores SIGCHLD, so that the kernel reaps and
+// waitid(2) answers ECHILD. It prints the facts.
+func playRunnerWithoutSigchld() int {
+	signal.Ignore(syscall.SIGCHLD)
+	data, err := os.MkdirTemp("", "verbatim-runner-test-")
+	if err != nil {
+		return complain(err)
+	}
+	defer os.RemoveAll(data)
+	l := newLog()
+	r, err := runner.New(runner.Config{ID: "r1", DataDir: data}, l, func(context.Context, *message.Message) error { return nil })
+	if err != nil {
+		return complain(err)
+	}
+	id, err := events.NewExecutionID()
+	if err != nil {
+		return complain(err)
+	}
+	e, err := events.Producer{Name: "preparer", Source: "/verbatim/preparer"}.Event(id, 1, 1, time.Now(), shell(`echo all of it; echo and this >&2; exit 3`))
+	if err != nil {
+		return complain(err)
+	}
+	m, err := codec.ToMessage(e)
+	if err != nil {
+		return complain(err)
+	}
+	m.Metadata["ce_traceparent"] = traceparent
+	if err := r.Handle(m); err != nil {
+		return complain(err)
+	}
+	for deadline := time.Now().Add(patience); len(r.Running()) > 0 && time.Now().Before(deadline); {
+		<-time.After(time.Millisecond)
+	}
+	if err := r.Stop(context.Background()); err != nil {
+		return complain(err)
+	}
+	for _, e := range l.of(id) {
+		line, err := json.Marshal(frame{Type: e.Type, Payload: e.Payload})
+		if err != nil {
+			return complain(err)
+		}
+		fmt.Println(string(line))
+	}
+	return 0
+}
+
+// frame carries an event over a pipe.
+type frame struct {
+	Type    string
+	Payload []byte
+}

@@ -1,0 +1,101 @@
+package runner
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"verbatim.dev/events"
+)
+
+// Config says how a runner works. Zero values stand for the defaults.
+type Config struct {
+	// ID names the runner for ever, also over restarts: letters, digits, '.', '_' and '-'.
+	ID string
+	// Host is the machine's name, for people. Default: what the system says.
+	Host string
+	// DataDir holds the working directories of attempts that name none. Absolute; it is made when it does not exist.
+	DataDir string
+	// Slots is how many processes run side by side. Default 64.
+	Slots int
+	// Grace is the time between TERM and KILL for an execution that does not set its own. Default 10 s.
+	Grace time.Duration
+	// DrainTime is how long output is read after the process ended while another process holds the pipe. Default 5 s.
+	DrainTime time.Duration
+	// FlushInterval is how old captured output gets before it is published. Default 100 ms.
+	FlushInterval time.Duration
+	// ShutdownGrace is how long Stop lets processes go on before it begins to end them. Default 0: at once.
+	ShutdownGrace time.Duration
+	// ChunkBytes is the most that one OutputChunk carries. Default 256 KiB.
+	ChunkBytes int
+	// Logger gets one line per change of state. Default: slog.Default.
+	Logger *slog.Logger
+	// Registry gets the metrics. Default: they are kept and not shown.
+	Registry prometheus.Registerer
+}
+
+// outboxBytes bounds what one attempt keeps in memory while the log does not acknowledge. Two batches of
+// the outbox: one under way and one gathering.
+const outboxBytes = 2 << 20
+
+var idForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
+
+// Validate reports everything that is wrong with the configuration, joined.
+func (c Config) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if !idForm.MatchString(c.ID) {
+		bad("runner id %q: want 1 to 128 letters, digits, '.', '_' or '-'", c.ID)
+	}
+	if !filepath.IsAbs(c.DataDir) {
+		bad("data directory %q: want an absolute path", c.DataDir)
+	}
+	if c.Slots < 0 || c.Slots > 10_000 {
+		bad("slots %d: want 1 to 10000", c.Slots)
+	}
+	for name, d := range map[string]time.Duration{
+		"grace": c.Grace, "drain time": c.DrainTime, "flush interval": c.FlushInterval, "shutdown grace": c.ShutdownGrace,
+	} {
+		if d < 0 {
+			bad("%s %s: want a positive duration", name, d)
+		}
+	}
+	if c.ChunkBytes < 0 || c.ChunkBytes > events.MaxChunkBytes {
+		bad("chunk size %d bytes: want 1 to %d", c.ChunkBytes, events.MaxChunkBytes)
+	}
+	return errors.Join(errs...)
+}
+
+func (c Config) withDefaults() Config {
+	if c.Host == "" {
+		c.Host, _ = os.Hostname()
+	}
+	if c.Slots == 0 {
+		c.Slots = 64
+	}
+	if c.Grace == 0 {
+		c.Grace = 10 * time.Second
+	}
+	if c.DrainTime == 0 {
+		c.DrainTime = 5 * time.Second
+	}
+	if c.FlushInterval == 0 {
+		c.FlushInterval = 100 * time.Millisecond
+	}
+	if c.ChunkBytes == 0 {
+		c.ChunkBytes = 256 << 10
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	if c.Registry == nil {
+		c.Registry = prometheus.NewRegistry()
+	}
+	return c
+}

@@ -1,0 +1,262 @@
+// Package outbox numbers the facts of one attempt and publishes them in that order.
+//
+// A fact gets its number and its place in the queue under one lock, so the numbers have no holes and the queue
+// has the order of the numbers. One sender takes everything that waits, up to a batch, and publishes it in
+// one call; while that call runs the next batch gathers. So batches are small when the log is fast and large
+// when it is slow, and no timer is needed.
+//
+// A failed publish is tried again with the same messages, for ever, since the log being away is no reason
+// to lose a fact. Their ids are fixed by their numbers, so what was written twice is known to be the same.
+//
+// The queue holds a bounded number of bytes. Output waits for room (AddWhenRoom), which stops the reading of
+// the pipes. Every other fact is let in at once (Add): there are a handful per attempt, and a process must
+// never wait with its end because its output waits.
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/cenkalti/backoff/v5"
+	"google.golang.org/protobuf/proto"
+
+	"verbatim.dev/events"
+	"verbatim.dev/events/codec"
+)
+
+// Bounds of one publish call. The bytes are about what a Kafka producer puts into one request.
+const (
+	batchBytes    = 1 << 20
+	batchMessages = 500
+)
+
+// overheadBytes is counted for each message on top of its payload: headers, ids, bookkeeping.
+const overheadBytes = 1 << 10
+
+// ErrClosed says that the outbox takes no more facts.
+var ErrClosed = errors.New("outbox is closed")
+
+// Publisher writes messages to the log. It returns nil when all of them are acknowledged by every replica
+// in sync, and they are then in the log in the order given. After an error any of them may have been written; the same
+// messages are then given again. It is safe for concurrent use and does not change the messages.
+type Publisher interface {
+	PublishContext(ctx context.Context, topic string, msgs ...*message.Message) error
+}
+
+// Config is what an outbox needs to know.
+type Config struct {
+	Producer    events.Producer
+	Execution   string
+	Attempt     uint32
+	Traceparent string
+	Topic       string
+	// LimitBytes bounds what waits to be acknowledged.
+	LimitBytes int
+	Publisher  Publisher
+	// Retried is called for each failed publish. It may be nil.
+	Retried func()
+	Logger  *slog.Logger
+}
+
+// Outbox is the queue of one attempt. It is safe for concurrent use.
+type Outbox struct {
+	config Config
+
+	mu      sync.Mutex
+	last    uint64 // The last number given out.
+	acked   uint64 // The last number acknowledged.
+	queue   []*message.Message
+	bytes   int // Of the queue and of the batch under way.
+	closed  bool
+	changed chan struct{} // Closed and replaced at every change; who waits, waits for it.
+}
+
+// New returns an empty outbox.
+func New(c Config) *Outbox {
+	return &Outbox{config: c, changed: make(chan struct{})}
+}
+
+// Last is the last number that was given out; 0 before the first.
+func (o *Outbox) Last() uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.last
+}
+
+// Add takes a fact at once. It fails when the outbox is closed or the fact cannot be encoded; then no number is
+// used up.
+func (o *Outbox) Add(at time.Time, fact proto.Message) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.add(at, fact)
+}
+
+// AddWhenRoom waits until there is room for the fact, or until the context ends, and then takes it. One
+// that is larger than the whole limit gets in when the queue is empty.
+func (o *Outbox) AddWhenRoom(ctx context.Context, at time.Time, fact proto.Message) error {
+	size := proto.Size(fact) + overheadBytes
+	for {
+		o.mu.Lock()
+		if o.closed || o.bytes == 0 || o.bytes+size <= o.config.LimitBytes {
+			defer o.mu.Unlock()
+			return o.add(at, fact)
+		}
+		changed := o.changed
+		o.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for room in the outbox: %w", context.Cause(ctx))
+		}
+	}
+}
+
+func (o *Outbox) add(at time.Time, fact proto.Message) error {
+	if o.closed {
+		return ErrClosed
+	}
+	e, err := o.config.Producer.Event(o.config.Execution, o.config.Attempt, o.last+1, at, fact)
+	if err != nil {
+		return fmt.Errorf("make event: %w", err)
+	}
+	e.Traceparent = o.config.Traceparent
+	m, err := codec.ToMessage(e)
+	if err != nil {
+		return err
+	}
+	o.last++
+	o.queue = append(o.queue, m)
+	o.bytes += cost(m)
+	o.wake()
+	return nil
+}
+
+// Close says that no more facts come. Send then returns when everything is acknowledged.
+func (o *Outbox) Close() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.closed = true
+	o.wake()
+}
+
+func (o *Outbox) wake() {
+	close(o.changed)
+	o.changed = make(chan struct{})
+}
+
+// Send publishes until the outbox is closed and everything is acknowledged. When the context ends first it
+// says which numbers are not acknowledged. It is called once.
+func (o *Outbox) Send(ctx context.Context) error {
+	for {
+		batch, err := o.next(ctx)
+		if err == nil && batch == nil {
+			return nil
+		}
+		if err == nil {
+			err = o.publish(ctx, batch)
+		}
+		if err != nil {
+			return o.unsent(err)
+		}
+		o.acknowledge(batch)
+	}
+}
+
+func (o *Outbox) unsent(err error) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.acked == o.last {
+		return nil
+	}
+	return fmt.Errorf("facts %d to %d are not acknowledged: %w", o.acked+1, o.last, err)
+}
+
+// next waits for something to publish and takes a batch of it; nil when there will be no more.
+func (o *Outbox) next(ctx context.Context) ([]*message.Message, error) {
+	for {
+		o.mu.Lock()
+		if len(o.queue) > 0 {
+			defer o.mu.Unlock()
+			return o.take(), nil
+		}
+		closed, changed := o.closed, o.changed
+		o.mu.Unlock()
+		if closed {
+			return nil, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+func (o *Outbox) take() []*message.Message {
+	n, bytes := 0, 0
+	for n < len(o.queue) && n < batchMessages && (n == 0 || bytes+cost(o.queue[n]) <= batchBytes) {
+		bytes += cost(o.queue[n])
+		n++
+	}
+	batch := o.queue[:n:n]
+	o.queue = o.queue[n:]
+	return batch
+}
+
+func (o *Outbox) acknowledge(batch []*message.Message) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.acked += uint64(len(batch))
+	for i, m := range batch {
+		o.bytes -= cost(m)
+		batch[i] = nil // The queue shares this array: let the payload go.
+	}
+	o.wake()
+}
+
+// publish tries until it succeeds or the context ends.
+func (o *Outbox) publish(ctx context.Context, batch []*message.Message) error {
+	waits := backoff.NewExponentialBackOff()
+	waits.InitialInterval, waits.MaxInterval = 50*time.Millisecond, 5*time.Second
+	failures := 0
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		err := o.try(ctx, batch)
+		if err != nil && o.config.Retried != nil {
+			o.config.Retried()
+		}
+		return struct{}{}, err
+	}, backoff.WithBackOff(waits), backoff.WithMaxElapsedTime(0), backoff.WithNotify(func(err error, wait time.Duration) {
+		if failures%20 == 0 {
+			o.config.Logger.WarnContext(ctx, "publish failed, trying again", "execution", o.config.Execution, "attempt", o.config.Attempt,
+				"failures", failures+1, "wait", wait, "error", err)
+		}
+		failures++
+	}))
+	if err == nil && failures > 0 {
+		o.config.Logger.InfoContext(ctx, "publish works again", "execution", o.config.Execution, "attempt", o.config.Attempt, "failures", failures)
+	}
+	return err
+}
+
+// try makes one attempt. A panic of the publisher is a failure like any other: it must not take down
+// everything else that this process runs. Errors are never backoff.Permanent here, whatever the publisher wrapped.
+func (o *Outbox) try(ctx context.Context, batch []*message.Message) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			o.config.Logger.ErrorContext(ctx, "publisher panicked", "panic", r, "stack", string(debug.Stack()))
+			err = fmt.Errorf("publisher panicked: %v", r)
+		}
+	}()
+	if err := o.config.Publisher.PublishContext(ctx, o.config.Topic, batch...); err != nil {
+		return errors.New(err.Error())
+	}
+	return nil
+}
+
+func cost(m *message.Message) int { return len(m.Payload) + overheadBytes }

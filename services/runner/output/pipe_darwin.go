@@ -1,0 +1,4 @@
+package output
+
+// ioctlReadable is FIONREAD, <sys/filio.h>.
+const ioctlReadable = 0x4004667f

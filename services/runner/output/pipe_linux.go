@@ -1,0 +1,5 @@
+package output
+
+import "golang.org/x/sys/unix"
+
+const ioctlReadable = unix.TIOCINQ

@@ -1,0 +1,169 @@
+package process
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
+)
+
+// Spec is what to start.
+type Spec struct {
+	// Argv is the program and its arguments.
+	Argv []string
+	// Environment is the whole environment. Nothing is inherited.
+	Environment map[string]string
+	// Directory is the working directory, absolute.
+	Directory string
+	// Stdin asks for a pipe on standard input. Without it the process reads from the null device.
+	Stdin bool
+}
+
+// Process is a started process. Its methods are safe for concurrent use.
+type Process struct {
+	// PID is also the number of the process group and of the session.
+	PID int
+	// StartedAt is the wall time right before fork(2). The kernel's own record (/proc/<pid>/stat, field 22)
+	// counts in steps of 10 ms, which would show a short command as longer than it was.
+	StartedAt time.Time
+	// Stdin is the write end of the process's standard input, nil when none was asked for. Stdout and Stderr are
+	// the read ends. All three are the caller's to close, and work with deadlines.
+	Stdin, Stdout, Stderr *os.File
+
+	handle exitHandle
+
+	mu   sync.Mutex
+	gone bool // Reaped, by us or by somebody else: the number must not be used any more.
+}
+
+// Exit says how a process ended.
+type Exit struct {
+	// Code is what was given to exit(2), meaningful when Signal is 0.
+	Code int
+	// Signal ended the process, or 0.
+	Signal     syscall.Signal
+	CoreDumped bool
+	// EndedAt is when the end was seen, not later than it was acted on.
+	EndedAt time.Time
+	// Usage is the process's and that of the children it waited for. On Linux max_resident_bytes is never below
+	// what the parent had at fork(2), because execve(2) carries the high-water mark over.
+	Usage *executionv1.ResourceUsage
+}
+
+// Start starts the process. An error is always a *StartError.
+func Start(s Spec) (*Process, error) {
+	if err := s.check(); err != nil {
+		return nil, err
+	}
+	path, err := s.resolve()
+	if err != nil {
+		return nil, err
+	}
+	var ends pipes
+	if err := ends.open(s.Stdin); err != nil {
+		ends.closeAll()
+		return nil, resources("open the process's pipes", err)
+	}
+	started := time.Now()
+	pid, handle, forkErr := fork(path, s, ends.child)
+	if forkErr != nil {
+		ends.closeAll()
+		return nil, s.explain(path, forkErr)
+	}
+	ends.closeChild()
+	return &Process{PID: pid, StartedAt: started, Stdin: ends.stdin, Stdout: ends.stdout, Stderr: ends.stderr, handle: handle}, nil
+}
+
+// SignalGroup sends a signal to the process and all descendants that stayed in its group. It answers
+// os.ErrProcessDone when the process was reaped.
+func (p *Process) SignalGroup(sig syscall.Signal) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.gone {
+		return os.ErrProcessDone
+	}
+	if err := syscall.Kill(-p.PID, sig); err != nil {
+		return fmt.Errorf("signal process group %d: %w", p.PID, err)
+	}
+	return nil
+}
+
+// Release lets go of the number. It reaps the process when it has ended, and else leaves it alone. A Wait
+// that still runs ends with os.ErrClosed where the kernel has pidfds. Calling it again does nothing.
+func (p *Process) Release() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.gone {
+		p.handle.close()
+		return
+	}
+	p.gone = true
+	for {
+		_, err := syscall.Wait4(p.PID, nil, syscall.WNOHANG, nil)
+		if !errors.Is(err, syscall.EINTR) {
+			break // ECHILD included: somebody else has reaped it.
+		}
+	}
+	p.handle.close()
+}
+
+func (p *Process) lost() {
+	p.mu.Lock()
+	p.gone = true
+	p.mu.Unlock()
+}
+
+// pipes holds both sides of the three streams while a process is being started.
+type pipes struct {
+	stdin, stdout, stderr *os.File
+	child                 [3]*os.File
+}
+
+func (p *pipes) open(stdin bool) (err error) {
+	if stdin {
+		if p.child[0], p.stdin, err = os.Pipe(); err != nil {
+			return err
+		}
+	} else if p.child[0], err = os.Open(os.DevNull); err != nil {
+		return err
+	}
+	if p.stdout, p.child[1], err = os.Pipe(); err != nil {
+		return err
+	}
+	p.stderr, p.child[2], err = os.Pipe()
+	return err
+}
+
+func (p *pipes) closeChild() {
+	for _, f := range p.child {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+}
+
+func (p *pipes) closeAll() {
+	p.closeChild()
+	for _, f := range []*os.File{p.stdin, p.stdout, p.stderr} {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+}
+
+// descriptors returns the child's descriptors in blocking mode, which is what programs expect. Ours stay
+// non-blocking: the mode belongs to the open file, and the two ends of a pipe are two open files.
+func descriptors(files [3]*os.File) ([]uintptr, error) {
+	fds := make([]uintptr, len(files))
+	for i, f := range files {
+		fds[i] = f.Fd()
+		if err := syscall.SetNonblock(int(fds[i]), false); err != nil {
+			return nil, err
+		}
+	}
+	return fds, nil
+}

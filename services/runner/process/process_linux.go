@@ -1,0 +1,150 @@
+package process
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxrssUnit is what ru_maxrss counts in (getrusage(2)).
+const maxrssUnit = 1024
+
+// exitHandle is the pidfd, or nil where the kernel has none.
+type exitHandle struct{ pidfd *os.File }
+
+func (h exitHandle) close() {
+	if h.pidfd != nil {
+		_ = h.pidfd.Close()
+	}
+}
+
+func fork(path string, s Spec, files [3]*os.File) (int, exitHandle, error) {
+	fds, err := descriptors(files)
+	if err != nil {
+		return 0, exitHandle{}, err
+	}
+	pidfd := -1
+	pid, err := syscall.ForkExec(path, s.Argv, &syscall.ProcAttr{
+		Dir: s.Directory, Env: s.environ(), Files: fds,
+		Sys: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
+	})
+	if err != nil {
+		return 0, exitHandle{}, err
+	}
+	if pidfd < 0 {
+		return pid, exitHandle{}, nil
+	}
+	// Non-blocking, or os.NewFile would not give it to the poller.
+	if err := unix.SetNonblock(pidfd, true); err != nil {
+		_ = unix.Close(pidfd)
+		return pid, exitHandle{}, nil
+	}
+	return pid, exitHandle{os.NewFile(uintptr(pidfd), "pidfd")}, nil
+}
+
+// Wait returns how the process ended. It does not reap: Release does. Any error means that the status
+// could not be had, ECHILD above all (somebody else reaped it, or SIGCHLD is ignored). It is called once.
+func (p *Process) Wait() (Exit, error) {
+	if err := p.handle.ended(); err != nil {
+		return Exit{}, fmt.Errorf("wait for process %d: %w", p.PID, err)
+	}
+	var info unix.Siginfo
+	var usage unix.Rusage
+	for {
+		err := unix.Waitid(unix.P_PID, p.PID, &info, unix.WEXITED|unix.WNOWAIT, &usage)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, unix.EINTR) {
+			p.lost()
+			return Exit{}, fmt.Errorf("wait for process %d: %w", p.PID, err)
+		}
+	}
+	exit := Exit{EndedAt: time.Now(), Usage: resourceUsage(&usage)}
+	status := childStatus(&info)
+	if info.Code == cldExited {
+		exit.Code = int(status)
+	} else {
+		exit.Signal, exit.CoreDumped = syscall.Signal(status), info.Code == cldDumped
+	}
+	return exit, nil
+}
+
+// ended waits until the kernel says that the process is over; at once where there is no pidfd.
+func (h exitHandle) ended() error {
+	if h.pidfd == nil {
+		return nil
+	}
+	raw, err := h.pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Read(func(fd uintptr) bool {
+		// A pidfd is readable once its process has ended (pidfd_open(2)).
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return n > 0 || (err != nil && !errors.Is(err, unix.EINTR))
+	})
+}
+
+// The values of si_code for SIGCHLD, sigaction(2).
+const (
+	cldExited = 1
+	cldDumped = 3
+)
+
+// childStatus reads si_status. x/sys leaves the union of siginfo_t opaque; for a child it holds pid, uid and
+// status, 32 bits each, after three ints and the padding that aligns the union to a pointer.
+func childStatus(info *unix.Siginfo) int32 {
+	const pointer = unsafe.Sizeof(uintptr(0))
+	const union = (3*4 + pointer - 1) / pointer * pointer
+	raw := (*[unsafe.Sizeof(unix.Siginfo{})]byte)(unsafe.Pointer(info))
+	return int32(binary.NativeEndian.Uint32(raw[union+8:]))
+}
+
+// GroupHasOthers reports whether the group has a member besides the process itself that is not a zombie. It
+// reads all of /proc, so it is for rare moments.
+func (p *Process) GroupHasOthers() (bool, error) {
+	proc, err := os.Open("/proc")
+	if err != nil {
+		return false, err
+	}
+	defer proc.Close()
+	names, err := proc.Readdirnames(-1)
+	if err != nil {
+		return false, err
+	}
+	for _, name := range names {
+		pid, err := strconv.Atoi(name)
+		if err != nil || pid == p.PID {
+			continue
+		}
+		if state, group, ok := readStat(name); ok && group == p.PID && state != "Z" && state != "X" {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// readStat reads state and group of a process, proc_pid_stat(5). The name in field 2 may hold anything, so
+// fields are counted from its last bracket. False: it ended meanwhile.
+func readStat(pid string) (state string, group int, ok bool) {
+	data, err := os.ReadFile("/proc/" + pid + "/stat")
+	if err != nil {
+		return "", 0, false
+	}
+	text := string(data)
+	fields := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
+	if len(fields) < 3 {
+		return "", 0, false
+	}
+	group, err = strconv.Atoi(fields[2])
+	return fields[0], group, err == nil
+}
