@@ -15,6 +15,7 @@ const (
 	codeBadArguments          = 36
 	codeNotImplemented        = 48
 	codeSyntaxError           = 62
+	codeUnknownFormat         = 73
 	codeUnknownTypeOfQuery    = 78
 	codeUnknownCompression    = 89
 	codeUnknownSetting        = 115
@@ -39,18 +40,33 @@ type exception struct {
 
 func (e *exception) Error() string { return e.message }
 
-var exceptionCode = regexp.MustCompile(`Code: (\d+)\.`)
+var exceptionCode = regexp.MustCompile(`^Code: (\d+)\. DB::Exception: `)
 
 // newException keeps the engine's text and finds its code. Text without a code is an exception of the C++ library;
 // the server reports those as code 1001.
 func newException(text string) *exception {
 	text = strings.TrimRight(strings.TrimPrefix(text, "Error: "), "\n ")
-	if m := exceptionCode.FindStringSubmatch(text); m != nil {
-		if code, err := strconv.Atoi(m[1]); err == nil {
-			return &exception{code, text}
-		}
+	m := exceptionCode.FindStringSubmatch(text)
+	if m == nil {
+		return &exception{codeStdException, fmt.Sprintf("Code: %d. DB::Exception: %s. (STD_EXCEPTION)", codeStdException, text)}
 	}
-	return &exception{codeStdException, fmt.Sprintf("Code: %d. DB::Exception: %s (STD_EXCEPTION)", codeStdException, text)}
+	code, err := strconv.Atoi(m[1])
+	if err != nil {
+		code = codeStdException
+	}
+	return &exception{code, unwrap(text, m[0])}
+}
+
+// rewrapped is what each further layer of the engine adds to the end of an exception that it passes on.
+var rewrapped = regexp.MustCompile(`(\(version [^()]*\))\. \([A-Z0-9_]+\)(?: \(version [^()]*\))?$`)
+
+// unwrap undoes the layers "Code: 73. DB::Exception: Code: 73. DB::Exception: …" that the engine puts around an
+// exception, so that the text is a server's.
+func unwrap(text, prefix string) string {
+	for strings.HasPrefix(text[len(prefix):], prefix) {
+		text = rewrapped.ReplaceAllString(text[len(prefix):], "$1")
+	}
+	return text
 }
 
 // raise makes an exception of this package's own, in the same form. name is ClickHouse's name of the code.

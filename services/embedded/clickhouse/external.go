@@ -106,7 +106,7 @@ func (q *request) createTables(c *conn) error {
 		if structure == "" {
 			return raise(codeBadArguments, "BAD_ARGUMENTS", "Neither structure nor types have not been provided for external table %s", t.name)
 		}
-		if s := parseStatement([]byte(structure), true); s.forbidden != nil {
+		if s := parseStatement([]byte(structure)); s.forbidden != nil {
 			return s.forbidden
 		}
 		if err := c.exec("CREATE TEMPORARY TABLE " + quoteIdentifier(t.name) + " (" + structure + ")"); err != nil {
@@ -114,7 +114,7 @@ func (q *request) createTables(c *conn) error {
 		}
 		format := first(q.params.Get(t.name+"_format"), "TabSeparated")
 		if !settingName.MatchString(format) {
-			return raise(73, "UNKNOWN_FORMAT", "Unknown format %s", format)
+			return raise(codeUnknownFormat, "UNKNOWN_FORMAT", "Unknown format %s", format)
 		}
 		stream, err := c.insert("INSERT INTO "+quoteIdentifier(t.name), format, nil)
 		if err != nil {

@@ -2,9 +2,13 @@ package clickhouse
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 )
@@ -128,6 +132,9 @@ func (s *Server) runStatement(ctx context.Context, c *conn, q *request, reply *r
 			return err
 		}
 	}
+	if spoolable(st) {
+		return runSpooled(c, q, st, text, format, reply)
+	}
 	return runWhole(c, q, text, format, reply)
 }
 
@@ -142,7 +149,7 @@ func (q *request) sessionReadOnly() bool {
 
 // chainFormats are formats in which the output of two queries, one after the other, is the output of both: without
 // header, footer and separators. The engine's stream starts the format anew for each piece, so only these can be
-// streamed; of the others, JSON and Parquet among them, the engine holds the whole answer in memory.
+// streamed. An answer in another one, JSON and Parquet among them, goes through a file.
 var chainFormats = map[string]bool{
 	"native": true, "tabseparated": true, "tsv": true, "tabseparatedraw": true, "tsvraw": true, "csv": true,
 	"tskv": true, "rowbinary": true, "jsoneachrow": true, "jsonlines": true, "ndjson": true,
@@ -150,13 +157,11 @@ var chainFormats = map[string]bool{
 	"rawblob": true, "msgpack": true, "null": true,
 }
 
+// spoolable says that a statement is a SELECT by its looks.
+func spoolable(s statement) bool { return s.verb == "SELECT" || s.verb == "WITH" || s.verb == "FROM" }
+
 func streamable(q *request, s statement, format string) bool {
-	switch s.verb {
-	case "SELECT", "WITH", "FROM":
-	default:
-		return false
-	}
-	return chainFormats[strings.ToLower(format)] && !s.totals &&
+	return spoolable(s) && chainFormats[strings.ToLower(format)] && !s.totals &&
 		q.setting("extremes", "0") == "0" && q.setting("output_format_json_array_of_rows", "0") == "0"
 }
 
@@ -175,6 +180,39 @@ func (s *Server) runStream(ctx context.Context, c *conn, q *request, text, forma
 		_, err := reply.Write(piece)
 		return err
 	})
+}
+
+// runSpooled lets the engine write the answer of a SELECT to a file of ours, with the INTO OUTFILE that is closed to
+// clients, and sends that. The answer may be larger than memory. Its statement may turn out to be no SELECT (WITH …
+// INSERT), which the parser then says before anything runs.
+func runSpooled(c *conn, q *request, st statement, text, format string, reply *reply) error {
+	if !settingName.MatchString(format) {
+		return raise(codeUnknownFormat, "UNKNOWN_FORMAT", "Unknown format %s", format)
+	}
+	path := filepath.Join(reply.spool, "answer-"+rand.Text())
+	defer os.Remove(path)
+	head, tail := text[:st.textEnd], ""
+	if st.formatAt >= 0 {
+		head, tail = text[:st.formatAt], text[st.formatAt:]
+	} else {
+		tail = "FORMAT " + format
+	}
+	r, err := c.query(head+"\nINTO OUTFILE "+quoteString(path)+" "+tail, format, q.parameters)
+	defer r.free()
+	if err != nil {
+		if asException(err).code == codeSyntaxError {
+			return runWhole(c, q, text, format, reply)
+		}
+		return err
+	}
+	reply.stats.add(r.stats())
+	file, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("open the answer: %w", err)
+	}
+	defer file.Close()
+	_, err = io.Copy(reply, file)
+	return err
 }
 
 func runWhole(c *conn, q *request, text, format string, reply *reply) error {
@@ -203,13 +241,17 @@ func (q *request) runInsert(c *conn, st statement, reply *reply) error {
 		return raise(codeReadonly, "READONLY", "default: Cannot execute query in readonly mode")
 	}
 	if !settingName.MatchString(st.format) {
-		return raise(73, "UNKNOWN_FORMAT", "Unknown format %s", st.format)
+		return raise(codeUnknownFormat, "UNKNOWN_FORMAT", "Unknown format %s", st.format)
 	}
 	stream, err := c.insert(st.head, st.format, q.parameters)
 	if err != nil {
 		return err
 	}
-	written, err := q.feed(stream, q.input)
+	var data io.Reader = q.input
+	if strings.EqualFold(st.format, "Values") {
+		data = &valuesReader{source: data}
+	}
+	written, err := q.feed(stream, data)
 	reply.stats.add(written)
 	return err
 }

@@ -143,7 +143,7 @@ func (q *request) statement() (statement, string, error) {
 	if err != nil && !complete {
 		return statement{}, "", q.inputError(err)
 	}
-	s := parseStatement(head, complete)
+	s := parseStatement(head)
 	if s.forbidden != nil {
 		return s, "", s.forbidden
 	}
@@ -161,7 +161,7 @@ func (q *request) statement() (statement, string, error) {
 	case len(text) > maxStatement:
 		return s, "", raise(codeSyntaxError, "SYNTAX_ERROR", "Syntax error: the query is larger than %d bytes and brings no data", maxStatement)
 	}
-	s = parseStatement(text, true)
+	s = parseStatement(text)
 	switch {
 	case s.forbidden != nil:
 		return s, "", s.forbidden

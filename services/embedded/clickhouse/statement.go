@@ -17,29 +17,33 @@ type statement struct {
 	format     string // the format of the data; of any other statement, the format that it asks its answer in
 	dataOffset int    // where the data begins
 
-	totals     bool       // WITH TOTALS, WITH ROLLUP or WITH CUBE appears
-	fromInput  bool       // the input() table function appears
-	unfinished bool       // the text ends inside a token or an INSERT ends before its data
-	forbidden  *exception // the statement uses files of this machine
+	formatAt  int        // where FORMAT stands in any other statement, or -1
+	textEnd   int        // the end of the last token that is no semicolon
+	totals    bool       // WITH TOTALS, WITH ROLLUP or WITH CUBE appears
+	fromInput bool       // the input() table function appears
+	forbidden *exception // the statement uses files of this machine
 }
 
-// parseStatement looks at text. complete says that nothing follows it.
-func parseStatement(text []byte, complete bool) statement {
-	s := statement{}
+// parseStatement looks at text, which may be the beginning of an INSERT only.
+func parseStatement(text []byte) statement {
+	s := statement{formatAt: -1}
 	lex := lexer{text: text}
+	files := fileUse{}
 	var prev, prev2 token
 	into, target := false, false
 	for {
 		t := lex.next()
 		if t.kind == tokenEnd {
-			s.unfinished = lex.cut
 			break
+		}
+		if !t.is(";") {
+			s.textEnd = t.end
 		}
 		word := t.word()
 		if s.verb == "" && t.kind == tokenWord {
 			s.verb = word
 		}
-		s.checkFiles(lex, t, prev, prev2)
+		s.checkFiles(&files, t, prev, prev2)
 		if s.verb == "INSERT" && lex.depth == 0 {
 			switch {
 			case word == "INTO" && !into:
@@ -57,9 +61,6 @@ func parseStatement(text []byte, complete bool) statement {
 			s.totals = true
 		}
 		prev2, prev = prev, t
-	}
-	if !complete {
-		s.unfinished = true
 	}
 	return s
 }
@@ -99,29 +100,41 @@ func skipToData(text []byte, at int) int {
 // answerFormat recognises FORMAT Name at the end of a statement: only ;, SETTINGS or INTO may follow.
 func (s *statement) answerFormat(t, prev, prev2 token) {
 	if prev.word() == "FORMAT" && t.kind == tokenWord && prev2.kind != tokenEnd && !prev2.is(",") && !prev2.is(".") {
-		s.format = t.text()
+		s.format, s.formatAt = t.text(), prev.start
 		return
 	}
 	if s.format != "" && prev2.word() == "FORMAT" && !t.is(";") && t.word() != "SETTINGS" && t.word() != "INTO" {
-		s.format = ""
+		s.format, s.formatAt = "", -1
 	}
 }
 
+// fileUse is what of the function file has been seen. Its name can stand without parentheses where a higher-order
+// function or APPLY takes a function.
+type fileUse struct{ named, takesFunction bool }
+
 // checkFiles refuses what a server refuses or keeps inside one folder, and what this engine would do anywhere on the
-// machine with the rights of our user: INTO OUTFILE, FROM INFILE and the function file(). Table functions and engines
-// that reach outside are closed by grants, see users.xml in engine.go.
-func (s *statement) checkFiles(lex lexer, t, prev, prev2 token) {
+// machine with the rights of our user: INTO OUTFILE, FROM INFILE and the function file. Table functions and table
+// engines that reach outside are closed by grants, see engineUsers.
+func (s *statement) checkFiles(files *fileUse, t, prev, prev2 token) {
+	if s.forbidden != nil {
+		return
+	}
+	prevText := strings.ToLower(prev.text())
 	switch {
-	case s.forbidden != nil:
 	case t.word() == "OUTFILE" && prev.word() == "INTO" && prev2.word() != "INSERT":
 		s.forbidden = raise(codeIntoOutfileNotAllowed, "INTO_OUTFILE_NOT_ALLOWED", "INTO OUTFILE is not allowed")
 	case s.verb == "INSERT" && t.word() == "INFILE" && prev.word() == "FROM":
 		s.forbidden = raise(codeUnknownTypeOfQuery, "UNKNOWN_TYPE_OF_QUERY", "Query has infile and was send directly to server")
-	case t.is("(") && strings.EqualFold(prev.text(), "file") && prev2.word() != "FUNCTION",
-		strings.EqualFold(t.text(), "file") && (prev.word() == "APPLY" || prev.is("(") && prev2.word() == "APPLY"):
-		s.forbidden = raise(codeAccessDenied, "ACCESS_DENIED", "default: Not enough privileges. The function file is not available in the embedded engine")
-	case t.is("(") && strings.EqualFold(prev.text(), "input"):
+	case strings.EqualFold(t.text(), "file"):
+		files.named = true
+	case t.word() == "APPLY", t.is("(") && (strings.HasPrefix(prevText, "array") || strings.HasPrefix(prevText, "map")):
+		files.takesFunction = true
+	case t.is("(") && prevText == "input":
 		s.fromInput = true
+	}
+	called := t.is("(") && prevText == "file" && prev2.word() != "FUNCTION"
+	if called || files.named && files.takesFunction {
+		s.forbidden = raise(codeAccessDenied, "ACCESS_DENIED", "default: Not enough privileges. The function file is not available in the embedded engine")
 	}
 }
 
@@ -207,7 +220,6 @@ type lexer struct {
 	text  []byte
 	at    int
 	depth int
-	cut   bool // the text ended inside a comment, a string or a quoted identifier
 }
 
 func (l *lexer) next() token {
@@ -266,7 +278,7 @@ func (l *lexer) skipBlank() {
 func (l *lexer) skipPast(end string) {
 	i := bytes.Index(l.text[l.at:], []byte(end))
 	if i < 0 {
-		l.at, l.cut = len(l.text), true
+		l.at = len(l.text)
 		return
 	}
 	l.at += i + len(end)
@@ -289,7 +301,6 @@ func (l *lexer) skipComment() {
 			l.at++
 		}
 	}
-	l.cut = true
 }
 
 // quoted skips to the closing quote. A backslash or a doubled quote keeps the next character inside.
@@ -307,7 +318,7 @@ func (l *lexer) quoted(quote byte) {
 			return
 		}
 	}
-	l.at, l.cut = len(l.text), true
+	l.at = len(l.text)
 }
 
 // heredoc skips $tag$ … $tag$.
