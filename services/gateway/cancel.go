@@ -1,0 +1,54 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+
+	"verbatim.dev/events"
+	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
+	"verbatim.dev/projections/execution"
+	"verbatim.dev/services/gateway/api"
+)
+
+type cancelInput struct {
+	ID   string            `path:"id"`
+	Body api.CancelRequest `required:"false"`
+}
+
+type cancelOutput struct {
+	Body api.CancelResponse
+}
+
+// cancel asks for an end. Every call is a fact of its own, since each says who asked and why. A lost
+// execution may still run somewhere, so that one can be cancelled, too.
+func (g *Gateway) cancel(ctx context.Context, in *cancelInput) (*cancelOutput, error) {
+	v := &validation{}
+	v.text("body.reason", in.Body.Reason, maxReason)
+	v.text("body.requested_by", in.Body.RequestedBy, maxRequestedBy)
+	if len(v.faults) > 0 {
+		return nil, problem(http.StatusUnprocessableEntity, "the request cannot be accepted", v.faults...)
+	}
+	row, _, err := g.row(ctx, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	switch row.Status {
+	case execution.StatusSucceeded, execution.StatusFailed, execution.StatusTimeout, execution.StatusCancelled:
+		return nil, problem(http.StatusConflict, fmt.Sprintf("execution %s has ended already: %s", in.ID, row.Status))
+	}
+	call, err := events.NewExecutionID()
+	if err != nil {
+		return nil, err
+	}
+	p := events.Producer{Name: producer.Name + "." + call, Source: producer.Source}
+	e, err := p.Event(in.ID, 0, 1, time.Now(), &executionv1.CancelRequested{RequestedBy: in.Body.RequestedBy, Reason: in.Body.Reason})
+	if err != nil {
+		return nil, err
+	}
+	if err := g.publish(ctx, events.TopicControl, e); err != nil {
+		return nil, err
+	}
+	return &cancelOutput{Body: api.CancelResponse{ExecutionID: in.ID, EventID: e.ID}}, nil
+}

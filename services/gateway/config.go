@@ -1,0 +1,94 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Defaults of Config.
+const (
+	DefaultMaxBody  = 16 << 20
+	DefaultMaxTails = 256
+	minTokenBytes   = 16
+)
+
+// Config of a gateway.
+type Config struct {
+	// Addr is host:port to listen on; port 0 takes a free one. A host that is not loopback needs a Token.
+	Addr string
+	// Token, when set, must come with every request but /livez: "Authorization: Bearer <token>".
+	Token string
+	// MaxBody bounds a request's body, in bytes; 0 is DefaultMaxBody.
+	MaxBody int64
+	// MaxTails bounds the live tails at one time; 0 is DefaultMaxTails.
+	MaxTails int
+	// ClickHouseURL is ClickHouse's HTTP interface, for queries: http://user:password@host:port/database.
+	ClickHouseURL string
+	// Heartbeat is how often a tail without facts says that it lives; 0 is 10 s.
+	Heartbeat time.Duration
+	Logger    *slog.Logger
+	// Registry gets the gateway's metrics and is what /metrics shows.
+	Registry *prometheus.Registry
+}
+
+// Validate reports everything that is wrong, joined.
+func (c Config) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	loopback, err := isLoopback(c.Addr)
+	switch {
+	case err != nil:
+		bad("address: %w", err)
+	case !loopback && c.Token == "":
+		bad("address: %s can be reached from other machines, and whoever reaches it can start processes: set a token or listen on 127.0.0.1", c.Addr)
+	}
+	if c.Token != "" && len(c.Token) < minTokenBytes {
+		bad("token: has %d characters, at least %d are needed", len(c.Token), minTokenBytes)
+	}
+	if c.MaxBody < 0 || c.MaxTails < 0 || c.Heartbeat < 0 {
+		bad("limits: a limit is negative")
+	}
+	// The parser's error would repeat the URL, and with it the password.
+	if u, err := url.Parse(c.ClickHouseURL); err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+		bad("clickhouse: the gateway needs the URL of ClickHouse's HTTP interface, like http://127.0.0.1:8123/default")
+	}
+	if c.Logger == nil {
+		bad("logger: is missing")
+	}
+	if c.Registry == nil {
+		bad("registry: is missing")
+	}
+	return errors.Join(errs...)
+}
+
+func (c Config) withDefaults() Config {
+	if c.MaxBody == 0 {
+		c.MaxBody = DefaultMaxBody
+	}
+	if c.MaxTails == 0 {
+		c.MaxTails = DefaultMaxTails
+	}
+	if c.Heartbeat == 0 {
+		c.Heartbeat = 10 * time.Second
+	}
+	return c
+}
+
+// isLoopback tells whether only this machine reaches the address.
+func isLoopback(addr string) (bool, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil || port == "" {
+		return false, fmt.Errorf("%q is not host:port", addr)
+	}
+	if host == "localhost" {
+		return true, nil
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback(), nil
+}
