@@ -140,7 +140,7 @@ func (p *partition) deliver(owned context.Context) bool {
 			p.acknowledge(headOffset, head)
 			p.sweepHead()
 		case <-nacked:
-			p.putBack(headOffset)
+			p.sweep() // what is acknowledged behind it by now stays so
 			next = p.discard(next)
 		case c := <-p.claims:
 			p.claim(c)
@@ -236,8 +236,9 @@ func (p *partition) sweep() bool {
 		case <-d.msg.Acked():
 			acked = append(acked, d)
 		case <-d.msg.Nacked():
-			nacked = d
-			return false
+			if nacked == nil {
+				nacked = d
+			}
 		default:
 		}
 		return true
