@@ -112,10 +112,11 @@ func (s *Seen) addForeign(e events.Event, unknown bool) met {
 	copy(f.hash[:], sum[:])
 	i, found := slices.BinarySearchFunc(s.foreign, f, func(a, b foreignID) int { return bytes.Compare(a.hash[:], b.hash[:]) })
 	switch {
-	case found && f.typ < s.foreign[i].typ: // one id with two types: the smaller, in any order
-		s.foreign[i] = f
-		return metBefore
 	case found:
+		// One id for two facts: the smaller, in any order.
+		if old := s.foreign[i]; f.typ < old.typ || f.typ == old.typ && !f.unknown {
+			s.foreign[i] = f
+		}
 		return metBefore
 	case len(s.foreign) < maxForeign:
 		s.foreign = slices.Insert(s.foreign, i, f)

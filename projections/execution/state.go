@@ -4,8 +4,6 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"verbatim.dev/events"
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
 	"verbatim.dev/projections/internal/interval"
@@ -218,5 +216,3 @@ func clip(s string) string {
 	s = s[:maxTextBytes-len(mark)]
 	return strings.ToValidUTF8(s[:len(trimIncomplete([]byte(s)))], "\uFFFD") + mark
 }
-
-func isSet(m proto.Message) bool { return m != nil && m.ProtoReflect().IsValid() }
