@@ -140,12 +140,14 @@ const ofTopic = `created_day = {day:Date} AND execution_id = {id:String}
 	AND (topic = {facts:String}) = {own:Bool}`
 
 // eventPagesSQL cuts an execution's events, in the order of their offsets, into pages of about the given size, and returns the
-// last offset of each. It does not read the payloads.
+// last offset of each. It does not read the payloads. The overhead of an event is counted by row_number, because
+// ClickHouse 26.7 fails to plan sum(payload_bytes + 1024) as a window function.
 const eventPagesSQL = `SELECT max(kafka_offset) AS last
 FROM (
-	SELECT kafka_offset, intDiv(sum(payload_bytes + 1024) OVER (ORDER BY kafka_offset ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW), {page:UInt64}) AS page
+	SELECT kafka_offset, intDiv(sum(payload_bytes) OVER w + 1024 * row_number() OVER w, {page:UInt64}) AS page
 	FROM events
 	WHERE ` + ofTopic + ` AND kafka_offset > {after:Int64}
+	WINDOW w AS (ORDER BY kafka_offset ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
 )
 GROUP BY page
 ORDER BY last`
