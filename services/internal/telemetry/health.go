@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"sync"
@@ -37,16 +38,22 @@ func (c *Checks) Add(name string, check Check) {
 	c.checks[name] = check
 }
 
+// All returns the checks by name.
+func (c *Checks) All() map[string]Check {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.checks)
+}
+
 // Run asks every check at the same time and returns each one's answer, nil for ready.
 func (c *Checks) Run(ctx context.Context) map[string]error {
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	answers := make(map[string]error, len(c.checks))
+	checks := c.All()
+	answers := make(map[string]error, len(checks))
 	var mu sync.Mutex
 	var asked sync.WaitGroup
-	for name, check := range c.checks {
+	for name, check := range checks {
 		asked.Go(func() {
 			err := check(ctx)
 			mu.Lock()

@@ -1,0 +1,130 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"verbatim.dev/projections/execution"
+	"verbatim.dev/services/internal/telemetry"
+)
+
+type getCommand struct {
+	executionArg
+	serverFlags
+	JSON bool `name:"json" help:"Print the whole row as one JSON object."`
+}
+
+// Run is called by kong.
+func (c *getCommand) Run(ctx context.Context, s *session) error {
+	api, err := c.client()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	row, err := api.Get(ctx, c.ID)
+	if err != nil {
+		return explain(err, c.ID)
+	}
+	s.warnStale(row.Stale)
+	if c.JSON {
+		return writeJSON(s.stdout, row.Raw)
+	}
+	return writeRow(s.stdout, row.Row)
+}
+
+// writeRow shows what is known of a row, for people.
+func writeRow(w io.Writer, r execution.Row) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	line := func(name, format string, args ...any) { fmt.Fprintf(table, name+"\t"+format+"\n", args...) }
+	line("execution", "%s", r.ExecutionID)
+	line("status", "%s", colour(w, r.Status))
+	if r.ExitCode != nil {
+		line("exit code", "%d", *r.ExitCode)
+	}
+	if r.Signal != nil {
+		line("signal", "%s", *r.Signal)
+	}
+	if r.Reason != nil {
+		line("reason", "%s", *r.Reason)
+	}
+	if r.Error != nil {
+		line("error", "%s", strings.ReplaceAll(*r.Error, "\n", "\n\t"))
+		line("error source", "%s", *r.ErrorSource)
+	}
+	if len(r.Command) > 0 {
+		line("command", "%q", r.Command)
+	}
+	if len(r.Labels) > 0 {
+		var labels []string
+		for k, v := range r.Labels {
+			labels = append(labels, k+"="+v)
+		}
+		slices.Sort(labels)
+		line("labels", "%s", strings.Join(labels, " "))
+	}
+	line("requested", "%s", shortTime(r.RequestedAt))
+	line("started", "%s", shortTime(r.StartedAt))
+	line("ended", "%s", shortTime(r.EndedAt))
+	if r.DurationMS != nil {
+		line("took", "%s", time.Duration(*r.DurationMS)*time.Millisecond)
+	}
+	if r.Runner != nil {
+		line("runner", "%s", *r.Runner)
+	}
+	if r.Attempt != nil {
+		line("attempt", "%d", *r.Attempt)
+	}
+	streamLine := func(name string, bytes, left *uint64, log *string) {
+		if bytes == nil {
+			return
+		}
+		text := fmt.Sprintf("%d bytes", *bytes)
+		if left != nil && *left > 0 {
+			text += fmt.Sprintf(", of which the row's text leaves out %d", *left)
+		}
+		if log != nil {
+			text += ", " + *log
+		}
+		line(name, "%s", text)
+	}
+	streamLine("stdout", r.StdoutBytes, r.StdoutBytesTruncated, r.StdoutLog)
+	streamLine("stderr", r.StderrBytes, r.StderrBytesTruncated, r.StderrLog)
+	line("complete", "%s", completeness(r))
+	for _, m := range r.Missing {
+		line("missing", "%s bytes %d to %d", m.Stream, m.Start, m.End)
+	}
+	for _, c := range r.Contradictions {
+		line("contradiction", "%s", c)
+	}
+	return table.Flush()
+}
+
+func completeness(r execution.Row) string {
+	switch {
+	case r.Complete == nil && !r.Sealed:
+		return "not known yet"
+	case r.Complete == nil:
+		return "not known"
+	case *r.Complete:
+		return "yes, every byte is in the log"
+	default:
+		return "no"
+	}
+}
+
+// colour marks a status on a terminal.
+func colour(w io.Writer, status string) string {
+	if !telemetry.IsTerminal(w) {
+		return status
+	}
+	code := map[string]string{execution.StatusSucceeded: "32", execution.StatusRunning: "36", execution.StatusFailed: "31", execution.StatusTimeout: "31", execution.StatusLost: "31", execution.StatusCancelled: "33"}[status]
+	if code == "" {
+		return status
+	}
+	return "\033[" + code + "m" + status + "\033[0m"
+}

@@ -1,0 +1,231 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"os/user"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"verbatim.dev/events"
+	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
+	"verbatim.dev/services/client"
+	"verbatim.dev/services/gateway/api"
+	"verbatim.dev/services/internal/telemetry"
+)
+
+type runCommand struct {
+	serverFlags
+	Timeout *time.Duration    `placeholder:"D" help:"End the process after this time (30s, 5m, 1h30m), counted from its start."`
+	Grace   *time.Duration    `placeholder:"D" help:"Time between TERM and KILL when the process is ended. Default: the runner's."`
+	Label   map[string]string `mapsep:"none" placeholder:"K=V" help:"Label to find the execution by. May be given again."`
+	Env     map[string]string `mapsep:"none" placeholder:"K=V" help:"Environment variable for the process. May be given again. Never a secret."`
+	Dir     string            `placeholder:"DIR" help:"Working directory on the runner. Default: this one when the server is on this machine, else a fresh empty one."`
+	Stdin   string            `placeholder:"FILE|-" help:"What the process reads on its standard input: a file, or - for this command's own. Default: nothing."`
+	JSON    bool              `name:"json" help:"Print only the row at the end, as one JSON object."`
+	Detach  bool              `help:"Print the execution's id and do not wait for its end."`
+	Argv    []string          `arg:"" passthrough:"" help:"Program and arguments, after --. No shell is involved."`
+}
+
+// Help is printed by kong below the flags.
+func (runCommand) Help() string {
+	return `The process's stdout goes to stdout and its stderr to stderr while it runs, byte for byte.
+Ctrl-C asks to stop the execution and waits for its end; a second Ctrl-C leaves it alone.
+
+Exit codes: the process's own; 128+N when signal N killed it; 124 when it ran into its timeout; 126 when the
+command cannot be executed and 127 when there is none of that name; 125 when Verbatim itself failed or the end of
+the process is not known.`
+}
+
+func (c *runCommand) request(s *session) (api.SubmitRequest, error) {
+	argv := c.Argv
+	if len(argv) > 0 && argv[0] == "--" {
+		argv = argv[1:]
+	}
+	if len(argv) == 0 {
+		return api.SubmitRequest{}, usageError{errors.New(`there is nothing to run: expected "-- ARGV…"`)}
+	}
+	if argv[0] == "" {
+		return api.SubmitRequest{}, usageError{errors.New("the command is empty")}
+	}
+	r := api.SubmitRequest{
+		Command: &api.Command{Argv: argv, Environment: c.Env, Directory: c.Dir},
+		Labels:  c.Label,
+	}
+	if u, err := user.Current(); err == nil {
+		r.RequestedBy = u.Username
+	}
+	if c.Timeout != nil {
+		if *c.Timeout <= 0 {
+			return r, usageError{fmt.Errorf("--timeout is %s, it must be positive", *c.Timeout)}
+		}
+		r.Timeout = c.Timeout.String()
+	}
+	if c.Grace != nil {
+		if *c.Grace < 0 {
+			return r, usageError{fmt.Errorf("--grace is %s, it must not be negative", *c.Grace)}
+		}
+		r.Grace = c.Grace.String()
+	}
+	switch {
+	case c.Dir != "" && !filepath.IsAbs(c.Dir):
+		return r, usageError{fmt.Errorf("--dir %q is not absolute: it is a folder on the runner", c.Dir)}
+	case c.Dir == "" && c.isLocal():
+		dir, err := os.Getwd()
+		if err != nil {
+			return r, fmt.Errorf("find the working directory: %w (say one with --dir)", err)
+		}
+		r.Command.Directory = dir
+	}
+	stdin, err := c.readStdin(s.stdin)
+	r.Stdin = stdin
+	return r, err
+}
+
+func (c *runCommand) readStdin(own io.Reader) ([]byte, error) {
+	var in io.Reader
+	switch c.Stdin {
+	case "":
+		return nil, nil
+	case "-":
+		in = own
+	default:
+		f, err := os.Open(c.Stdin)
+		if err != nil {
+			return nil, usageError{fmt.Errorf("--stdin: %w", err)}
+		}
+		defer f.Close()
+		in = f
+	}
+	stdin, err := io.ReadAll(io.LimitReader(in, events.MaxStdinBytes+1))
+	if err != nil {
+		return nil, fmt.Errorf("read stdin: %w", err)
+	}
+	if len(stdin) > events.MaxStdinBytes {
+		return nil, usageError{fmt.Errorf("stdin is larger than %d MiB, which is the most a request carries: let the process read a file", events.MaxStdinBytes>>20)}
+	}
+	return stdin, nil
+}
+
+// Run is called by kong.
+func (c *runCommand) Run(ctx context.Context, s *session) error {
+	request, err := c.request(s)
+	if err != nil {
+		return err
+	}
+	api, err := c.client()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	accepted, err := api.Submit(ctx, request)
+	if err != nil {
+		return err
+	}
+	id := accepted.ExecutionID
+	switch {
+	case c.Detach && c.JSON:
+		return writeJSON(s.stdout, accepted)
+	case c.Detach:
+		_, err := fmt.Fprintln(s.stdout, id)
+		return err
+	}
+	if telemetry.IsTerminal(s.stderr) {
+		fmt.Fprintf(s.stderr, "\033[2mexecution %s\033[0m\n", id)
+	}
+	f := follower{stdout: s.stdout, stderr: s.stderr}
+	if c.JSON {
+		f.stdout, f.stderr = io.Discard, io.Discard
+	}
+	if err := c.follow(ctx, s, api, id, &f); err != nil {
+		return err
+	}
+	if c.JSON {
+		row, err := api.Get(context.WithoutCancel(ctx), id)
+		if err != nil {
+			return explain(err, id)
+		}
+		s.warnStale(row.Stale)
+		if err := writeJSON(s.stdout, row.Raw); err != nil {
+			return err
+		}
+	}
+	return f.result(s.stderr)
+}
+
+// follow hands out the facts until the output is sealed. The first interrupt cancels the execution, the
+// second one stops following.
+func (c *runCommand) follow(ctx context.Context, s *session, api_ *client.Client, id string, f *follower) error {
+	interrupts := make(chan os.Signal, 2)
+	signal.Notify(interrupts, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(interrupts)
+	following, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stop(nil)
+	go func() {
+		select {
+		case <-interrupts:
+		case <-following.Done():
+			return
+		}
+		fmt.Fprintf(s.stderr, "verbatim: stopping execution %s (once more leaves it alone)\n", id)
+		if _, err := api_.Cancel(following, id, api.CancelRequest{Reason: "interrupted"}); err != nil && following.Err() == nil {
+			fmt.Fprintf(s.stderr, "verbatim: %v\n", err)
+		}
+		select {
+		case <-interrupts:
+			stop(fmt.Errorf("left execution %s alone before its end: \"verbatim logs %s --follow\" follows it again", id, id))
+		case <-following.Done():
+		}
+	}()
+	for fact, err := range api_.Tail(following, id) {
+		if err != nil {
+			return err
+		}
+		if err := f.take(fact); err != nil {
+			return err
+		}
+	}
+	return context.Cause(following)
+}
+
+// result says how the execution ended, as an exit code, and explains what the process could not say itself.
+func (f *follower) result(stderr io.Writer) error {
+	for _, gap := range f.gaps {
+		fmt.Fprintf(stderr, "verbatim: %s bytes %d to %d are missing\n", gap.stream, gap.start, gap.end)
+	}
+	switch {
+	case f.preparationFailed != nil:
+		return errors.New(f.preparationFailed.GetMessage())
+	case f.startFailed != nil:
+		fmt.Fprintf(stderr, "verbatim run: %s\n", f.startFailed.GetMessage())
+		switch f.startFailed.GetReason() {
+		case executionv1.StartFailureReason_START_FAILURE_REASON_COMMAND_NOT_FOUND:
+			return exitCode(127)
+		case executionv1.StartFailureReason_START_FAILURE_REASON_COMMAND_NOT_EXECUTABLE:
+			return exitCode(126)
+		default:
+			return exitCode(exitVerbatim)
+		}
+	case f.termination == executionv1.TerminationCause_TERMINATION_CAUSE_TIMEOUT:
+		return exitCode(124)
+	case f.exited != nil:
+		if signal := f.exited.GetSignal(); signal != nil {
+			return exitCode(128 + int(signal.GetNumber()))
+		}
+		if code := f.exited.GetExitCode(); code != 0 {
+			return exitCode(code)
+		}
+		return nil
+	case f.waitFailed != nil:
+		return fmt.Errorf("how the process ended is not known: %s", f.waitFailed.GetCause())
+	case f.lost != nil:
+		return fmt.Errorf("runner %s fell silent; how the process ended is not known", f.lost.GetRunner())
+	default:
+		return errors.New("the execution ended and did not say how")
+	}
+}

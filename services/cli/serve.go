@@ -1,0 +1,202 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"verbatim.dev/events/kafka"
+	"verbatim.dev/services/gateway"
+	"verbatim.dev/services/internal/lifecycle"
+	"verbatim.dev/services/internal/telemetry"
+	"verbatim.dev/services/internal/wiring"
+	"verbatim.dev/services/runner"
+)
+
+// defaultKeep is how many executions' states a projector keeps in memory: at most about 300 KB each, most far
+// less.
+const defaultKeep = 2000
+
+// kafkaFlags say how a service reaches Kafka.
+type kafkaFlags struct {
+	Kafka         []string `required:"" env:"VERBATIM_KAFKA" placeholder:"HOST:PORT" help:"Brokers to start from, separated by commas."`
+	KafkaClientID string   `default:"verbatim" env:"VERBATIM_KAFKA_CLIENT_ID" help:"Name of this client in the broker's logs."`
+	TopicPrefix   string   `env:"VERBATIM_TOPIC_PREFIX" help:"Prefix of every topic and group, so that installations can share a cluster."`
+}
+
+func (f kafkaFlags) config(logger *slog.Logger) kafka.Config {
+	return kafka.Config{Brokers: f.Kafka, ClientID: f.KafkaClientID, TopicPrefix: f.TopicPrefix, Logger: logger}
+}
+
+// clickhouseFlags say how a service reaches ClickHouse.
+type clickhouseFlags struct {
+	ClickHouse string `name:"clickhouse" required:"" env:"VERBATIM_CLICKHOUSE" placeholder:"DSN" help:"ClickHouse as a DSN of clickhouse-go, e.g. http://127.0.0.1:8123/default. With a password, give it by the environment."`
+}
+
+// healthFlags say where a service answers for its health.
+type healthFlags struct {
+	Health string `default:"127.0.0.1:0" env:"VERBATIM_HEALTH" placeholder:"ADDR" help:"Loopback address for /livez, /readyz and /metrics; port 0 is any free one."`
+}
+
+// runnerFlags describe a runner.
+type runnerFlags struct {
+	ID      string        `name:"runner-id" env:"VERBATIM_RUNNER_ID" placeholder:"ID" help:"The runner's id, the same over restarts. Default: the host's name."`
+	Slots   int           `default:"64" env:"VERBATIM_SLOTS" help:"How many processes run at the same time."`
+	Grace   time.Duration `default:"10s" env:"VERBATIM_GRACE" help:"Time between TERM and KILL, where a request does not say."`
+	DataDir string        `kong:"-"`
+}
+
+func (f runnerFlags) config(b wiring.Base) (runner.Config, error) {
+	host, err := os.Hostname()
+	if err != nil {
+		return runner.Config{}, fmt.Errorf("find the host's name: %w", err)
+	}
+	if f.ID == "" {
+		f.ID = host
+	}
+	c := runner.Config{
+		ID: f.ID, Host: host, DataDir: f.DataDir, Slots: f.Slots, Grace: f.Grace,
+		Logger: b.Logger, Registry: b.Registry,
+	}
+	return c, c.Validate()
+}
+
+// serve runs one service until a signal.
+func (s *session) serve(ctx context.Context, k kafkaFlags, h healthFlags, build func(wiring.Base) (lifecycle.Service, error)) error {
+	logger, err := s.logger()
+	if err != nil {
+		return err
+	}
+	registry, checks := telemetry.NewRegistry(), &telemetry.Checks{}
+	base := wiring.Base{Kafka: k.config(logger), Logger: logger, Registry: registry, Checks: checks}
+	if err := base.Kafka.Validate(); err != nil {
+		return usageError{err}
+	}
+	service, err := build(base)
+	if err != nil {
+		return usageError{err}
+	}
+	group := lifecycle.NewGroup(logger)
+	starting, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	if err := group.Start(starting, "service", service, stopTime); err != nil {
+		return err
+	}
+	if h.Health != "" {
+		health := telemetry.NewServer(h.Health, checks, registry)
+		if err := group.Start(starting, "health", health, stopTime); err != nil {
+			return err
+		}
+		logger.InfoContext(ctx, "answering for health", "address", health.Addr())
+	}
+	failed := group.Wait(ctx)
+	return errors.Join(failed, stopAll(group))
+}
+
+type preparerCommand struct {
+	kafkaFlags
+	healthFlags
+}
+
+// Run is called by kong.
+func (c *preparerCommand) Run(ctx context.Context, s *session) error {
+	return s.serve(ctx, c.kafkaFlags, c.healthFlags, func(b wiring.Base) (lifecycle.Service, error) { return wiring.Preparer(b), nil })
+}
+
+type runnerCommand struct {
+	kafkaFlags
+	healthFlags
+	runnerFlags
+	Data string `type:"path" env:"VERBATIM_DATA" placeholder:"DIR" help:"Folder for the processes' working directories. Default: ${data}/runner."`
+}
+
+// Run is called by kong.
+func (c *runnerCommand) Run(ctx context.Context, s *session) error {
+	return s.serve(ctx, c.kafkaFlags, c.healthFlags, func(b wiring.Base) (lifecycle.Service, error) {
+		if c.Data == "" {
+			c.Data = filepath.Join(defaultDataDir(), "runner")
+		}
+		c.runnerFlags.DataDir = c.Data
+		config, err := c.runnerFlags.config(b)
+		if err != nil {
+			return nil, err
+		}
+		return wiring.Runner(b, config), nil
+	})
+}
+
+type recorderCommand struct {
+	kafkaFlags
+	clickhouseFlags
+	healthFlags
+}
+
+// Run is called by kong.
+func (c *recorderCommand) Run(ctx context.Context, s *session) error {
+	return s.serve(ctx, c.kafkaFlags, c.healthFlags, func(b wiring.Base) (lifecycle.Service, error) {
+		return wiring.Recorder(b, c.ClickHouse), nil
+	})
+}
+
+type projectorCommand struct {
+	kafkaFlags
+	clickhouseFlags
+	healthFlags
+	Keep int `default:"2000" env:"VERBATIM_KEEP" help:"How many executions' states to keep in memory."`
+}
+
+// Run is called by kong.
+func (c *projectorCommand) Run(ctx context.Context, s *session) error {
+	return s.serve(ctx, c.kafkaFlags, c.healthFlags, func(b wiring.Base) (lifecycle.Service, error) {
+		if c.Keep < 1 {
+			return nil, fmt.Errorf("--keep is %d, it must be at least 1", c.Keep)
+		}
+		return wiring.Projector(b, c.ClickHouse, c.Keep), nil
+	})
+}
+
+type gatewayCommand struct {
+	kafkaFlags
+	clickhouseFlags
+	ClickHouseHTTP string `name:"clickhouse-http" env:"VERBATIM_CLICKHOUSE_HTTP" placeholder:"URL" help:"ClickHouse's HTTP interface, for queries, when --clickhouse is not http."`
+	HTTP           string `name:"http" default:"127.0.0.1:7410" env:"VERBATIM_HTTP" placeholder:"ADDR" help:"Address of the HTTP API; port 0 is any free one."`
+	Token          string `env:"VERBATIM_TOKEN" placeholder:"TOKEN" help:"Token that requests must carry; needed for an address that is not on loopback. Better given by the environment."`
+}
+
+// Run is called by kong.
+func (c *gatewayCommand) Run(ctx context.Context, s *session) error {
+	return s.serve(ctx, c.kafkaFlags, healthFlags{}, func(b wiring.Base) (lifecycle.Service, error) {
+		if err := gateway.ValidateAddress(c.HTTP, c.Token); err != nil {
+			return nil, err
+		}
+		return wiring.Gateway(b, gateway.Config{Addr: c.HTTP, Token: c.Token, ClickHouseURL: c.ClickHouseHTTP}, c.ClickHouse), nil
+	})
+}
+
+type setupCommand struct {
+	kafkaFlags
+	clickhouseFlags
+}
+
+// Run is called by kong.
+func (c *setupCommand) Run(ctx context.Context, s *session) error {
+	logger, err := s.logger()
+	if err != nil {
+		return err
+	}
+	b := wiring.Base{Kafka: c.kafkaFlags.config(logger), Logger: logger}
+	if err := b.Kafka.Validate(); err != nil {
+		return usageError{err}
+	}
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	if err := wiring.Setup(b, c.ClickHouse).Start(ctx); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(s.stdout, "topics and tables are there")
+	return err
+}

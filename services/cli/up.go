@@ -1,0 +1,160 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"verbatim.dev/events/kafka"
+	"verbatim.dev/services/embedded/clickhouse"
+	embeddedkafka "verbatim.dev/services/embedded/kafka"
+	"verbatim.dev/services/gateway"
+	"verbatim.dev/services/internal/lifecycle"
+	"verbatim.dev/services/internal/telemetry"
+	"verbatim.dev/services/internal/wiring"
+)
+
+// How long a stack may take to start and to stop.
+const (
+	startTime = 2 * time.Minute
+	stopTime  = time.Minute
+)
+
+type upCommand struct {
+	Data       string   `placeholder:"DIR" type:"path" help:"Folder for all data. Default: ${data}."`
+	HTTP       string   `name:"http" default:"127.0.0.1:7410" placeholder:"ADDR" help:"Address of the HTTP API; port 0 is any free one. Default: 127.0.0.1:7410."`
+	Token      string   `env:"VERBATIM_TOKEN" placeholder:"TOKEN" help:"Token that requests must carry; needed for an address that is not on loopback. Better given by the environment."`
+	Kafka      string   `default:"127.0.0.1:7411" placeholder:"ADDR" help:"Address of the embedded Kafka, on loopback. Default: 127.0.0.1:7411."`
+	ClickHouse string   `name:"clickhouse" default:"127.0.0.1:7412" placeholder:"ADDR" help:"Address of the embedded ClickHouse, on loopback. Default: 127.0.0.1:7412."`
+	Libchdb    string   `env:"VERBATIM_LIBCHDB" type:"path" placeholder:"FILE" help:"The ClickHouse engine. Default: where \"make deps\" puts it."`
+	Services   []string `default:"preparer,runner,recorder,projector" enum:"preparer,runner,recorder,projector,none" help:"Services to run beside the gateway, separated by commas; none for none. The others are started by you, on the addresses printed."`
+	runnerFlags
+}
+
+// Help is printed by kong below the flags.
+func (upCommand) Help() string {
+	return `Runs in the foreground. The addresses in use are printed, and written to DIR/endpoints.json as http, kafka and
+clickhouse (each host:port). The stack is ready when /readyz answers 200. SIGTERM or Ctrl-C stops it cleanly: running
+processes are ended (TERM, then KILL after the grace time) and what they wrote is kept.`
+}
+
+func (c *upCommand) validate() error {
+	var errs []error
+	errs = append(errs, gateway.ValidateAddress(c.HTTP, c.Token))
+	errs = append(errs, embeddedkafka.Config{Addr: c.Kafka, DataDir: c.Data}.Validate())
+	errs = append(errs, clickhouse.Config{Addr: c.ClickHouse, DataDir: c.Data}.Validate())
+	return errors.Join(errs...)
+}
+
+// Run is called by kong.
+func (c *upCommand) Run(ctx context.Context, s *session) error {
+	if c.Data == "" {
+		c.Data = defaultDataDir()
+	}
+	if err := c.validate(); err != nil {
+		return usageError{err}
+	}
+	logger, err := s.logger()
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(c.Data, 0o700); err != nil {
+		return fmt.Errorf("make the data folder: %w", err)
+	}
+	if c.Data, err = filepath.Abs(c.Data); err != nil {
+		return fmt.Errorf("find the data folder: %w", err)
+	}
+	group := lifecycle.NewGroup(logger)
+	starting, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	used, err := c.start(starting, group, logger)
+	if err != nil {
+		return err
+	}
+	if err := used.write(c.Data); err != nil {
+		return errors.Join(err, stopAll(group))
+	}
+	if err := c.announce(s.stdout, used); err != nil {
+		return errors.Join(err, stopAll(group))
+	}
+	failed := group.Wait(ctx)
+	logger.InfoContext(ctx, "stopping")
+	return errors.Join(failed, stopAll(group), removeEndpoints(c.Data))
+}
+
+func stopAll(group *lifecycle.Group) error {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
+	defer cancel()
+	return group.Stop(ctx)
+}
+
+func (c *upCommand) announce(w io.Writer, used endpoints) error {
+	_, err := fmt.Fprintf(w, "verbatim is ready\n  http        http://%s\n  kafka       %s\n  clickhouse  http://%s\n  data        %s\n",
+		used.HTTP, used.Kafka, used.ClickHouse, c.Data)
+	return err
+}
+
+// start starts everything in order. When it fails, what had started is stopped.
+func (c *upCommand) start(ctx context.Context, group *lifecycle.Group, logger *slog.Logger) (endpoints, error) {
+	var used endpoints
+	add := func(name string, s lifecycle.Service) error { return group.Start(ctx, name, s, stopTime) }
+	registry, checks := telemetry.NewRegistry(), &telemetry.Checks{}
+
+	database := &wiring.Embedded[*clickhouse.Server]{Open: func(ctx context.Context) (*clickhouse.Server, error) {
+		return clickhouse.Start(ctx, clickhouse.Config{Addr: c.ClickHouse, DataDir: filepath.Join(c.Data, "clickhouse"), Library: c.Libchdb, Logger: logger})
+	}}
+	if err := add("clickhouse", database); err != nil {
+		return used, err
+	}
+	broker := &wiring.Embedded[*embeddedkafka.Server]{Open: func(ctx context.Context) (*embeddedkafka.Server, error) {
+		return embeddedkafka.Start(ctx, embeddedkafka.Config{Addr: c.Kafka, DataDir: filepath.Join(c.Data, "kafka"), Logger: logger})
+	}}
+	if err := add("kafka", broker); err != nil {
+		return used, err
+	}
+	// Only who holds the folder's locks may touch its endpoints: another stack on it was refused above.
+	if err := removeEndpoints(c.Data); err != nil {
+		return used, errors.Join(err, stopAll(group))
+	}
+	used.Kafka, used.ClickHouse = broker.Server.Addr(), database.Server.Addr()
+	base := wiring.Base{
+		Kafka:  kafka.Config{Brokers: []string{used.Kafka}, ClientID: "verbatim", Logger: logger},
+		Logger: logger, Registry: registry, Checks: checks,
+	}
+	dsn := database.Server.DSN()
+	if err := add("setup", wiring.Setup(base, dsn)); err != nil {
+		return used, err
+	}
+	c.runnerFlags.DataDir = filepath.Join(c.Data, "runner")
+	runnerConfig, err := c.runnerFlags.config(base)
+	if err != nil {
+		return used, errors.Join(usageError{err}, stopAll(group))
+	}
+	for _, service := range []struct {
+		name string
+		make func() lifecycle.Service
+	}{
+		{"recorder", func() lifecycle.Service { return wiring.Recorder(base, dsn) }},
+		{"projector", func() lifecycle.Service { return wiring.Projector(base, dsn, defaultKeep) }},
+		{"runner", func() lifecycle.Service { return wiring.Runner(base, runnerConfig) }},
+		{"preparer", func() lifecycle.Service { return wiring.Preparer(base) }},
+	} {
+		if slices.Contains(c.Services, service.name) {
+			if err := add(service.name, service.make()); err != nil {
+				return used, err
+			}
+		}
+	}
+	front := wiring.Gateway(base, gateway.Config{Addr: c.HTTP, Token: c.Token}, dsn)
+	if err := add("gateway", front); err != nil {
+		return used, err
+	}
+	used.HTTP = front.Addr()
+	return used, nil
+}

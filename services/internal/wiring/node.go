@@ -1,0 +1,180 @@
+// Package wiring puts the services together: each from its configuration alone, so that "verbatim up" and
+// a service started by itself are the same code.
+package wiring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"verbatim.dev/events"
+	"verbatim.dev/events/kafka"
+	"verbatim.dev/services/internal/router"
+	"verbatim.dev/services/internal/telemetry"
+)
+
+// Base is what every service gets.
+type Base struct {
+	Kafka    kafka.Config
+	Logger   *slog.Logger
+	Registry *prometheus.Registry
+	// Checks gets the service's readiness checks.
+	Checks *telemetry.Checks
+}
+
+// handlerDrain is how long a stopping service lets its handlers finish before it ends them.
+const handlerDrain = 5 * time.Second
+
+// node is a service that consumes topics: a publisher, and a router with one handler per topic.
+type node struct {
+	Base
+	name string
+	// open builds the consumers when the publisher stands.
+	open func(ctx context.Context, p *kafka.Publisher) ([]consumer, error)
+	// release, if not nil, makes handlers that wait for something give up. It is called when they had
+	// handlerDrain to finish.
+	release func()
+	// drain, if not nil, ends what handlers left running, after the last of them has returned.
+	drain func(ctx context.Context) error
+	// close, if not nil, closes what open opened, last.
+	close func() error
+
+	publisher   *kafka.Publisher
+	subscribers []*kafka.Subscriber
+	router      *message.Router
+	failed      chan error
+	done        chan struct{}
+}
+
+// consumer is one handler on one topic.
+type consumer struct {
+	topic string
+	// inFlight bounds the unacknowledged messages of a partition, fetchBytes the bytes fetched for it.
+	inFlight   int
+	fetchBytes int
+	handle     message.NoPublishHandlerFunc
+}
+
+// Topics are the topics as the transport takes them.
+func Topics(names ...string) []kafka.Topic {
+	var out []kafka.Topic
+	for _, t := range events.Topics() {
+		for _, name := range names {
+			if t.Name == name {
+				out = append(out, kafka.Topic(t))
+			}
+		}
+		if len(names) == 0 {
+			out = append(out, kafka.Topic(t))
+		}
+	}
+	return out
+}
+
+// Start implements lifecycle.Service.
+func (n *node) Start(ctx context.Context) error {
+	if err := kafka.CheckTopics(ctx, n.Kafka, Topics()); err != nil {
+		return err
+	}
+	var err error
+	if n.publisher, err = newPublisher(n.Kafka); err != nil {
+		return err
+	}
+	if err := n.start(ctx); err != nil {
+		return errors.Join(err, n.closeAll())
+	}
+	n.Checks.Add(n.name, n.ready)
+	return nil
+}
+
+func (n *node) start(ctx context.Context) error {
+	consumers, err := n.open(ctx, n.publisher)
+	if err != nil {
+		return err
+	}
+	n.router, err = router.New(router.Config{
+		Name: n.name, Logger: n.Logger, Registry: n.Registry, DeadLetters: n.publisher, CloseTimeout: 2 * handlerDrain,
+	})
+	if err != nil {
+		return err
+	}
+	for _, c := range consumers {
+		s, err := kafka.NewSubscriber(n.Kafka, kafka.SubscriberOptions{
+			Group: n.name, MaxInFlight: c.inFlight, FetchBytes: c.fetchBytes,
+			OnAlarm: func(topic string, partition int, err error) {
+				n.Logger.ErrorContext(ctx, "partition stands still", "topic", topic, "partition", partition, "error", err)
+			},
+		})
+		if err != nil {
+			return err
+		}
+		n.subscribers = append(n.subscribers, s)
+		n.router.AddConsumerHandler(n.name+"."+c.topic, c.topic, s, c.handle)
+	}
+	n.failed, n.done = make(chan error, 1), make(chan struct{})
+	go func() {
+		defer close(n.done)
+		// The router lives until Stop, not until the start is over.
+		if err := n.router.Run(context.WithoutCancel(ctx)); err != nil {
+			n.failed <- err
+		}
+	}()
+	select {
+	case <-n.router.Running():
+		return nil
+	case <-n.done:
+		return errors.Join(errors.New("router ended at once"), <-n.failed)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (n *node) ready(context.Context) error {
+	if n.router.IsClosed() {
+		return errors.New("stopped")
+	}
+	return nil
+}
+
+// Failed implements lifecycle.Failing.
+func (n *node) Failed() <-chan error { return n.failed }
+
+// Stop implements lifecycle.Service: no new messages, handlers finish, what they left running ends, and
+// what they published is flushed.
+func (n *node) Stop(ctx context.Context) error {
+	if n.release != nil {
+		timer := time.AfterFunc(handlerDrain, func() { n.release() })
+		defer timer.Stop()
+	}
+	var errs []error
+	if err := n.router.Close(); err != nil {
+		errs = append(errs, fmt.Errorf("close router: %w", err))
+	}
+	if n.release != nil {
+		n.release()
+	}
+	if n.drain != nil {
+		errs = append(errs, n.drain(ctx))
+	}
+	return errors.Join(append(errs, n.closeAll())...)
+}
+
+func (n *node) closeAll() error {
+	var errs []error
+	if n.router != nil && !n.router.IsClosed() {
+		errs = append(errs, n.router.Close())
+	}
+	for _, s := range n.subscribers {
+		errs = append(errs, s.Close())
+	}
+	errs = append(errs, n.publisher.Close())
+	if n.close != nil {
+		errs = append(errs, n.close())
+	}
+	return errors.Join(errs...)
+}

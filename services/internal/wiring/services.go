@@ -1,0 +1,123 @@
+package wiring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"verbatim.dev/events"
+	"verbatim.dev/events/codec"
+	"verbatim.dev/events/kafka"
+	"verbatim.dev/projections/clickhouse"
+	"verbatim.dev/services/internal/failure"
+	"verbatim.dev/services/internal/lifecycle"
+	"verbatim.dev/services/preparer"
+	"verbatim.dev/services/projector"
+	"verbatim.dev/services/recorder"
+	"verbatim.dev/services/runner"
+)
+
+// In-flight messages per partition. Sinks gather them into batches; each waits in a goroutine of its own, and
+// the fetched bytes bound their memory.
+const (
+	sinkInFlight   = 4096
+	sinkFetchBytes = 4 << 20
+)
+
+// Preparer returns the preparer.
+func Preparer(b Base) lifecycle.Service {
+	n := &node{Base: b, name: "preparer"}
+	n.open = func(_ context.Context, p *kafka.Publisher) ([]consumer, error) {
+		received := func(m *message.Message) time.Time {
+			at, _ := kafka.PositionFromContext(m.Context())
+			return at.Time
+		}
+		return []consumer{{
+			topic: events.TopicRequests, inFlight: 64, fetchBytes: sinkFetchBytes,
+			handle: preparer.New(p, received, b.Logger).Handle,
+		}}, nil
+	}
+	return n
+}
+
+// Recorder returns the recorder. It also looks after the topics that nobody else decodes as a group, so that
+// what is no event there is dead-lettered once.
+func Recorder(b Base, dsn string) lifecycle.Service {
+	n := &node{Base: b, name: "recorder"}
+	n.open = func(ctx context.Context, _ *kafka.Publisher) ([]consumer, error) {
+		store, err := openStore(ctx, b, dsn)
+		if err != nil {
+			return nil, err
+		}
+		r := recorder.New(store, b.Logger)
+		n.release, n.close = r.Stop, store.Close
+		return []consumer{
+			{topic: events.TopicExecutions, inFlight: sinkInFlight, fetchBytes: sinkFetchBytes, handle: r.Handle},
+			{topic: events.TopicControl, inFlight: 64, handle: decodes},
+			{topic: events.TopicRunners, inFlight: 64, handle: decodes},
+		}, nil
+	}
+	return n
+}
+
+// decodes accepts what is an event.
+func decodes(m *message.Message) error {
+	_, err := codec.FromMessage(m)
+	return failure.Permanent(err)
+}
+
+// Projector returns the projector.
+func Projector(b Base, dsn string, keep int) lifecycle.Service {
+	n := &node{Base: b, name: "projector"}
+	n.open = func(ctx context.Context, _ *kafka.Publisher) ([]consumer, error) {
+		store, err := openStore(ctx, b, dsn)
+		if err != nil {
+			return nil, err
+		}
+		n.close = store.Close
+		p, err := projector.New(store, keep, b.Logger, b.Registry)
+		if err != nil {
+			return nil, err
+		}
+		n.release = p.Stop
+		return []consumer{{topic: events.TopicExecutions, inFlight: sinkInFlight, fetchBytes: sinkFetchBytes, handle: p.Handle}}, nil
+	}
+	return n
+}
+
+// openStore opens the database and checks that its tables are those this program knows.
+func openStore(ctx context.Context, b Base, dsn string) (*clickhouse.Store, error) {
+	store, err := clickhouse.Open(ctx, dsn)
+	if err != nil {
+		return nil, err
+	}
+	if err := store.CheckSchema(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("%w (\"verbatim setup\" makes the tables)", err), store.Close())
+	}
+	b.Checks.Add("clickhouse", store.Ping)
+	return store, nil
+}
+
+// Runner returns the runner.
+func Runner(b Base, c runner.Config) lifecycle.Service {
+	n := &node{Base: b, name: "runner"}
+	n.open = func(ctx context.Context, p *kafka.Publisher) ([]consumer, error) {
+		r, err := runner.New(c, p, kafka.CommitSync)
+		if err != nil {
+			return nil, err
+		}
+		control, err := startControl(ctx, b, r)
+		if err != nil {
+			return nil, err
+		}
+		n.drain = func(ctx context.Context) error {
+			err := r.Stop(ctx)
+			return errors.Join(err, control.stop())
+		}
+		return []consumer{{topic: events.TopicWork, inFlight: 1, fetchBytes: sinkFetchBytes, handle: r.Handle}}, nil
+	}
+	return n
+}
