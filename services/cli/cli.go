@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -90,36 +91,44 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return exit
 	}
 	if err != nil {
-		return failed(stderr, args, usageError{err})
+		return failed(stderr, commandOf(parser, args), usageError{err})
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	s := &session{stdin: stdin, stdout: stdout, stderr: stderr, log: g.Log}
 	parsed.BindTo(ctx, (*context.Context)(nil))
 	if err := parsed.Run(s); err != nil {
-		return failed(stderr, args, err)
+		return failed(stderr, commandOf(parser, args), err)
 	}
 	return 0
 }
 
+// commandOf is the command's name, or empty when there is none of that name.
+func commandOf(parser *kong.Kong, args []string) string {
+	for _, arg := range args {
+		if slices.ContainsFunc(parser.Model.Children, func(n *kong.Node) bool { return n.Name == arg }) {
+			return arg
+		}
+	}
+	return ""
+}
+
 // failed says what went wrong and returns the exit code for it.
-func failed(stderr io.Writer, args []string, err error) int {
+func failed(stderr io.Writer, command string, err error) int {
 	var code exitCode
 	if errors.As(err, &code) {
 		return int(code)
 	}
-	name := "verbatim"
-	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
-		name += " " + args[0]
-	}
-	fmt.Fprintf(stderr, "%s: %v\n", name, err)
+	name := strings.TrimSpace("verbatim " + command)
+	// A command's own checks come with its name before them.
+	fmt.Fprintf(stderr, "%s: %s\n", name, strings.TrimPrefix(err.Error(), command+": "))
 	var usage usageError
 	isUsage := errors.As(err, &usage)
 	if isUsage {
 		fmt.Fprintf(stderr, "Run \"%s --help\" to see how it is used.\n", name)
 	}
 	switch {
-	case len(args) > 0 && args[0] == "run":
+	case command == "run":
 		// Any smaller number could be the process's own.
 		return exitVerbatim
 	case isUsage:

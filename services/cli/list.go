@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"verbatim.dev/projections/execution"
 	"verbatim.dev/services/client"
@@ -30,6 +31,13 @@ var statuses = []string{
 func (c *listCommand) Validate() error {
 	if c.Status != "" && !slices.Contains(statuses, c.Status) {
 		return fmt.Errorf("--status %q is none of %s", c.Status, strings.Join(statuses, ", "))
+	}
+	if c.Since != "" {
+		_, notDuration := time.ParseDuration(c.Since)
+		_, notTime := time.Parse(time.RFC3339, c.Since)
+		if notDuration != nil && notTime != nil {
+			return fmt.Errorf("--since %q is neither a duration like 1h30m nor a time like 2026-11-25T12:00:00Z", c.Since)
+		}
 	}
 	if c.Limit < 0 {
 		return fmt.Errorf("--limit is %d, it must not be negative", c.Limit)

@@ -29,7 +29,7 @@ type runCommand struct {
 	Stdin   string            `placeholder:"FILE|-" help:"What the process reads on its standard input: a file, or - for this command's own. Default: nothing."`
 	JSON    bool              `name:"json" help:"Print only the row at the end, as one JSON object."`
 	Detach  bool              `help:"Print the execution's id and do not wait for its end."`
-	Argv    []string          `arg:"" passthrough:"" help:"Program and arguments, after --. No shell is involved."`
+	Argv    []string          `arg:"" passthrough:"partial" help:"Program and arguments, after --. No shell is involved."`
 }
 
 // Help is printed by kong below the flags.
@@ -48,7 +48,7 @@ func (c *runCommand) request(s *session) (api.SubmitRequest, error) {
 		argv = argv[1:]
 	}
 	if len(argv) == 0 {
-		return api.SubmitRequest{}, usageError{errors.New(`there is nothing to run: expected "-- ARGV…"`)}
+		return api.SubmitRequest{}, usageError{errors.New(`there is nothing to run: expected "-- <argv> ..."`)}
 	}
 	if argv[0] == "" {
 		return api.SubmitRequest{}, usageError{errors.New("the command is empty")}
