@@ -120,3 +120,10 @@ func deadline(t *testing.T, d time.Duration) context.Context {
 	t.Cleanup(cancel)
 	return ctx
 }
+
+func jsonFields(t *testing.T, v any) map[string]any {
+	t.Helper()
+	var fields map[string]any
+	must(t, json.Unmarshal([]byte(asJSON(t, v)), &fields))
+	return fields
+}
