@@ -13,8 +13,8 @@ import (
 )
 
 type cancelInput struct {
-	ID   string            `path:"id"`
-	Body api.CancelRequest `required:"false"`
+	ID   string `path:"id"`
+	Body *api.CancelRequest
 }
 
 type cancelOutput struct {
@@ -24,9 +24,13 @@ type cancelOutput struct {
 // cancel asks for an end. Every call is a fact of its own, since each says who asked and why. A lost
 // execution may still run somewhere, so that one can be cancelled, too.
 func (g *Gateway) cancel(ctx context.Context, in *cancelInput) (*cancelOutput, error) {
+	var body api.CancelRequest
+	if in.Body != nil {
+		body = *in.Body
+	}
 	v := &validation{}
-	v.text("body.reason", in.Body.Reason, maxReason)
-	v.text("body.requested_by", in.Body.RequestedBy, maxRequestedBy)
+	v.text("body.reason", body.Reason, maxReason)
+	v.text("body.requested_by", body.RequestedBy, maxRequestedBy)
 	if len(v.faults) > 0 {
 		return nil, problem(http.StatusUnprocessableEntity, "the request cannot be accepted", v.faults...)
 	}
@@ -43,7 +47,7 @@ func (g *Gateway) cancel(ctx context.Context, in *cancelInput) (*cancelOutput, e
 		return nil, err
 	}
 	p := events.Producer{Name: producer.Name + "." + call, Source: producer.Source}
-	e, err := p.Event(in.ID, 0, 1, time.Now(), &executionv1.CancelRequested{RequestedBy: in.Body.RequestedBy, Reason: in.Body.Reason})
+	e, err := p.Event(in.ID, 0, 1, time.Now(), &executionv1.CancelRequested{RequestedBy: body.RequestedBy, Reason: body.Reason})
 	if err != nil {
 		return nil, err
 	}

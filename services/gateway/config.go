@@ -41,15 +41,8 @@ type Config struct {
 func (c Config) Validate() error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	loopback, err := isLoopback(c.Addr)
-	switch {
-	case err != nil:
-		bad("address: %w", err)
-	case !loopback && c.Token == "":
-		bad("address: %s can be reached from other machines, and whoever reaches it can start processes: set a token or listen on 127.0.0.1", c.Addr)
-	}
-	if c.Token != "" && len(c.Token) < minTokenBytes {
-		bad("token: has %d characters, at least %d are needed", len(c.Token), minTokenBytes)
+	if err := ValidateAddress(c.Addr, c.Token); err != nil {
+		errs = append(errs, err)
 	}
 	if c.MaxBody < 0 || c.MaxTails < 0 || c.Heartbeat < 0 {
 		bad("limits: a limit is negative")
@@ -63,6 +56,22 @@ func (c Config) Validate() error {
 	}
 	if c.Registry == nil {
 		bad("registry: is missing")
+	}
+	return errors.Join(errs...)
+}
+
+// ValidateAddress reports what is wrong with an address to listen on and the token that goes with it.
+func ValidateAddress(addr, token string) error {
+	var errs []error
+	loopback, err := isLoopback(addr)
+	switch {
+	case err != nil:
+		errs = append(errs, fmt.Errorf("address: %w", err))
+	case !loopback && token == "":
+		errs = append(errs, fmt.Errorf("address: %s can be reached from other machines, and whoever reaches it can start processes: set a token or listen on 127.0.0.1", addr))
+	}
+	if token != "" && len(token) < minTokenBytes {
+		errs = append(errs, fmt.Errorf("token: has %d characters, at least %d are needed", len(token), minTokenBytes))
 	}
 	return errors.Join(errs...)
 }

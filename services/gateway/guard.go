@@ -142,29 +142,30 @@ func (g *Gateway) fitting(next http.Handler) http.Handler {
 		}
 		defer memory.Release(size)
 		if r.Body != nil && r.Body != http.NoBody {
-			r.Body = beginBody(w, r.Body)
+			r.Body = &timedBody{ReadCloser: r.Body, controller: http.NewResponseController(w)}
 		}
 		next.ServeHTTP(w, r)
 	})
 }
 
-// timedBody gives a client a time to send its body. The deadline goes when the body is read: the
-// connection may wait for its answer for longer.
+// timedBody gives a client a time to send its body, from the first read on. The deadline goes when the
+// body is read: the connection may wait for its answer for longer.
 type timedBody struct {
 	io.ReadCloser
 	controller *http.ResponseController
+	begun      bool
 }
 
-func beginBody(w http.ResponseWriter, body io.ReadCloser) io.ReadCloser {
-	b := timedBody{body, http.NewResponseController(w)}
-	_ = b.controller.SetReadDeadline(time.Now().Add(bodyTimeout)) // A closed connection says so at the first Read.
-	return b
-}
-
-func (b timedBody) Read(p []byte) (int, error) {
+func (b *timedBody) Read(p []byte) (int, error) {
+	if !b.begun {
+		b.begun = true
+		if err := b.controller.SetReadDeadline(time.Now().Add(bodyTimeout)); err != nil {
+			return 0, fmt.Errorf("set read deadline: %w", err)
+		}
+	}
 	n, err := b.ReadCloser.Read(p)
 	if errors.Is(err, io.EOF) {
-		_ = b.controller.SetReadDeadline(time.Time{}) // Likewise.
+		_ = b.controller.SetReadDeadline(time.Time{}) // A closed connection says so at the next write.
 	}
 	return n, err
 }

@@ -1,0 +1,199 @@
+package gateway_test
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"verbatim.dev/services/gateway"
+)
+
+const token = "a-token-of-more-than-16-characters"
+
+func TestOnlyThisMachineIsAnsweredWithoutAToken(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	_, port, _ := net.SplitHostPort(s.Addr())
+	for host, ok := range map[string]bool{
+		"localhost": true, "LOCALHOST:" + port: true, "127.0.0.1:1": true, "[::1]:" + port: true, "[::1]": true,
+		"evil.example": false, "127.0.0.1.evil.example": false, "localhost.evil.example:" + port: false, "10.0.0.1": false,
+	} {
+		a := s.do("GET", "/v1/executions", nil, "Host", host)
+		if ok && a.StatusCode != http.StatusOK {
+			t.Errorf("%s: %d %s", host, a.StatusCode, a.body)
+		}
+		if !ok {
+			a.problem(t, http.StatusForbidden, "Host")
+			s.do("POST", "/v1/executions", command("x"), "Host", host).problem(t, http.StatusForbidden)
+		}
+	}
+}
+
+func TestNoPageOfAnotherOriginStartsProcesses(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	for _, h := range [][]string{
+		{"Origin", "https://evil.example"},
+		{"Origin", "null"},
+		{"Origin", "http://localhost:1"},
+		{"Sec-Fetch-Site", "cross-site"},
+		{"Sec-Fetch-Site", "same-site"},
+	} {
+		s.do("POST", "/v1/executions", command("x"), h...).problem(t, http.StatusForbidden, "origin")
+		s.do("POST", "/v1/query", object{"sql": "SELECT 1"}, h...).problem(t, http.StatusForbidden)
+	}
+	if len(s.requests) != 0 {
+		t.Error("one was accepted")
+	}
+	if a := s.do("POST", "/v1/executions", command("x"), "Origin", s.url); a.StatusCode != http.StatusAccepted {
+		t.Errorf("the own origin: %d %s", a.StatusCode, a.body)
+	}
+	if a := s.do("GET", "/v1/executions", nil, "Origin", "https://evil.example"); a.Header.Get("Access-Control-Allow-Origin") != "" {
+		t.Error("a page of another origin may read")
+	}
+}
+
+func TestWithATokenNothingIsAnsweredWithoutIt(t *testing.T) {
+	t.Parallel()
+	s := start(t, func(c *gateway.Config) { c.Token, c.Addr = token, "0.0.0.0:0" })
+	_, port, _ := net.SplitHostPort(s.Addr())
+	s.url = "http://127.0.0.1:" + port
+	for _, path := range []string{"/", "/readyz", "/metrics", "/openapi.json", "/v1/executions", "/nothing"} {
+		s.do("GET", path, nil).problem(t, http.StatusUnauthorized, "token")
+		for _, wrong := range []string{"Bearer ", "Bearer x", token, "Basic " + token, "Bearer " + token + "x", "bearer" + token} {
+			s.do("GET", path, nil, "Authorization", wrong).problem(t, http.StatusUnauthorized)
+		}
+	}
+	if a := s.do("GET", "/livez", nil); a.StatusCode != http.StatusOK {
+		t.Errorf("/livez: %d", a.StatusCode)
+	}
+	if a := s.do("GET", "/v1/executions", nil, "Authorization", "Bearer "+token, "Host", "verbatim.example"); a.StatusCode != http.StatusOK {
+		t.Errorf("with the token: %d %s", a.StatusCode, a.body)
+	}
+}
+
+func TestLargeBodiesAreRefusedAtOnce(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	large := func() io.Reader { return io.LimitReader(zeros{}, 20<<20) }
+	s.do("POST", "/v1/executions", large()).problem(t, http.StatusRequestEntityTooLarge, "limit") // No length said.
+	if len(s.requests) != 0 {
+		t.Error("it was accepted")
+	}
+
+	// With a length said nothing is read at all.
+	c, err := net.Dial("tcp", s.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	fmt.Fprintf(c, "POST /v1/executions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\nContent-Type: application/json\r\n\r\n", 20<<20)
+	if err := c.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusRequestEntityTooLarge || resp.Header.Get("Content-Type") != "application/problem+json" {
+		t.Errorf("%d %s", resp.StatusCode, resp.Header.Get("Content-Type"))
+	}
+}
+
+// zeros is an endless JSON of spaces.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = ' '
+	}
+	return len(p), nil
+}
+
+func TestManyLargeBodiesAtOnceAreRefused(t *testing.T) {
+	t.Parallel()
+	s := start(t, func(c *gateway.Config) { c.MaxBody = 1000 })
+	var held []net.Conn
+	for range 8 {
+		c, err := net.Dial("tcp", s.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, c)
+		fmt.Fprintf(c, "POST /v1/executions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\nContent-Type: application/json\r\n\r\n{")
+	}
+	deadline := time.Now().Add(5 * time.Second)
+	for {
+		a := s.do("POST", "/v1/executions", command("x"))
+		if a.StatusCode == http.StatusServiceUnavailable {
+			a.problem(t, http.StatusServiceUnavailable, "large")
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("with 8 bodies under way: %d %s", a.StatusCode, a.body)
+		}
+	}
+	for _, c := range held {
+		c.Close()
+	}
+	for {
+		if a := s.do("POST", "/v1/executions", command("x")); a.StatusCode == http.StatusAccepted {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the room of gone clients is not given back")
+		}
+	}
+}
+
+func TestUnknownPathsAndMethodsAreProblems(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	s.do("GET", "/nothing", nil).problem(t, http.StatusNotFound, "openapi")
+	s.do("GET", "/v1/executions/a/b/c", nil).problem(t, http.StatusNotFound)
+	s.do("GET", "/docs", nil).problem(t, http.StatusNotFound)
+	a := s.do("DELETE", "/v1/executions", nil)
+	a.problem(t, http.StatusMethodNotAllowed, "POST")
+	if !strings.Contains(a.Header.Get("Allow"), "GET") {
+		t.Errorf("Allow is %q", a.Header.Get("Allow"))
+	}
+	s.do("GET", "/v1/query", nil).problem(t, http.StatusMethodNotAllowed)
+}
+
+func TestTheAPIIsDescribed(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	var doc struct {
+		OpenAPI string
+		Paths   map[string]any
+	}
+	a := s.do("GET", "/openapi.json", nil)
+	if err := json.Unmarshal(a.body, &doc); err != nil || !strings.HasPrefix(doc.OpenAPI, "3.1") || len(doc.Paths) != 7 {
+		t.Errorf("%d, %s with %d paths", a.StatusCode, doc.OpenAPI, len(doc.Paths))
+	}
+}
+
+func TestHealthSaysWhatDoesNotWork(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	a := s.do("GET", "/readyz", nil)
+	if a.StatusCode != http.StatusOK || !strings.Contains(string(a.body), `"ready":true`) {
+		t.Errorf("%d %s", a.StatusCode, a.body)
+	}
+	s.clickhouse = func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) }
+	a = s.do("GET", "/readyz", nil)
+	if a.StatusCode != http.StatusServiceUnavailable || !strings.Contains(string(a.body), `{"name":"clickhouse","ok":false,"error"`) ||
+		!strings.Contains(string(a.body), `{"name":"kafka","ok":true}`) || strings.Contains(string(a.body), "hidden") {
+		t.Errorf("%d %s", a.StatusCode, a.body)
+	}
+	if m := s.do("GET", "/metrics", nil); !strings.Contains(string(m.body), `verbatim_gateway_request_seconds_count{route="GET /readyz",status="503"} 1`) {
+		t.Errorf("metrics:\n%s", m.body)
+	}
+}
