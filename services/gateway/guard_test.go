@@ -187,7 +187,7 @@ func TestHealthSaysWhatDoesNotWork(t *testing.T) {
 	if a.StatusCode != http.StatusOK || !strings.Contains(string(a.body), `"ready":true`) {
 		t.Errorf("%d %s", a.StatusCode, a.body)
 	}
-	s.clickhouse = func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) }
+	s.answers(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) })
 	a = s.do("GET", "/readyz", nil)
 	if a.StatusCode != http.StatusServiceUnavailable || !strings.Contains(string(a.body), `{"name":"clickhouse","ok":false,"error"`) ||
 		!strings.Contains(string(a.body), `{"name":"kafka","ok":true}`) || strings.Contains(string(a.body), "hidden") {

@@ -291,13 +291,18 @@ type server struct {
 	*world
 	url string
 	// clickhouse answers /v1/query.
-	clickhouse func(http.ResponseWriter, *http.Request)
+	clickhouse http.HandlerFunc
 }
 
 func start(t *testing.T, change ...func(*gateway.Config)) *server {
 	t.Helper()
 	s := &server{world: newWorld(t)}
-	database := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.clickhouse(w, r) }))
+	database := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.mu.Lock()
+		answer := s.clickhouse
+		s.mu.Unlock()
+		answer(w, r)
+	}))
 	t.Cleanup(database.Close)
 	s.clickhouse = func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "1") }
 	c := gateway.Config{
@@ -332,6 +337,9 @@ type answer struct {
 	*http.Response
 	body []byte
 }
+
+// answers sets what the database's HTTP interface does.
+func (s *server) answers(h http.HandlerFunc) { s.change(func() { s.clickhouse = h }) }
 
 func (s *server) do(method, path string, body any, header ...string) answer {
 	s.t.Helper()
