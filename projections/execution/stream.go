@@ -77,14 +77,23 @@ func (s *stream) clashes() []interval.Range {
 
 // pieces are the bytes kept, as long runs, ascending.
 func (s *stream) pieces() []segment {
+	size := 0
+	for _, w := range []*window{&s.head, &s.tail} {
+		for _, g := range w.segments {
+			size += len(g.data)
+		}
+	}
+	all := make([]byte, 0, size) // never grows, so the runs can be parts of it
 	var out []segment
 	for _, w := range []*window{&s.head, &s.tail} {
 		for _, g := range w.segments {
+			from := len(all)
+			all = append(all, g.data...)
 			if n := len(out); n > 0 && out[n-1].end() == g.offset {
-				out[n-1].data = append(out[n-1].data, g.data...)
+				out[n-1].data = all[from-len(out[n-1].data):]
 				continue
 			}
-			out = append(out, segment{offset: g.offset, data: slices.Clone(g.data)})
+			out = append(out, segment{offset: g.offset, data: all[from:]})
 		}
 	}
 	return out

@@ -33,6 +33,11 @@ func (a *attempt) view(r *Row) {
 // closed says that nothing comes after the size.
 func preview(pieces []segment, size uint64, closed bool) (string, uint64) {
 	var b strings.Builder
+	kept := 0
+	for _, p := range pieces {
+		kept += len(p.data)
+	}
+	b.Grow(kept + 64*(len(pieces)+1))
 	at, shown := uint64(0), uint64(0)
 	for _, p := range pieces {
 		data := p.data
