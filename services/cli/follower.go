@@ -1,8 +1,10 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"io"
+	"slices"
 
 	"verbatim.dev/events"
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
@@ -17,7 +19,8 @@ type follower struct {
 	only string
 
 	attempt           uint32
-	written           map[string]uint64 // end of what was written, by stream
+	streams           map[string]*streamPosition
+	sealed            map[string]uint64 // total by stream
 	gaps              []gap
 	preparationFailed *executionv1.PreparationFailed
 	startFailed       *executionv1.StartFailed
@@ -25,6 +28,16 @@ type follower struct {
 	waitFailed        *executionv1.WaitFailed
 	lost              *executionv1.RunnerLost
 	termination       executionv1.TerminationCause
+}
+
+// maxWaitingBytes bounds what waits for earlier bytes, per stream.
+const maxWaitingBytes = 32 << 20
+
+// streamPosition is how far a stream was written.
+type streamPosition struct {
+	written      uint64
+	waiting      []*executionv1.OutputChunk // by offset, all of them past written
+	waitingBytes int
 }
 
 // gap is a range of a stream that no fact carried.
@@ -39,6 +52,9 @@ func (f *follower) take(fact api.Fact) error {
 		return err
 	}
 	if fact.Attempt > f.attempt {
+		if err := f.finish(); err != nil {
+			return err
+		}
 		*f = follower{stdout: f.stdout, stderr: f.stderr, only: f.only, attempt: fact.Attempt, gaps: f.gaps}
 	}
 	switch p := payload.(type) {
@@ -59,45 +75,107 @@ func (f *follower) take(fact api.Fact) error {
 			f.termination = p.GetCause()
 		}
 	case *executionv1.OutputSealed:
+		f.sealed = map[string]uint64{}
 		for _, s := range p.GetStreams() {
-			f.missing(events.StreamName(s.GetStream()), s.GetCapturedBytes())
+			f.sealed[events.StreamName(s.GetStream())] = s.GetCapturedBytes()
 		}
 	}
 	return nil
 }
 
-// chunk writes the bytes that were not written yet.
+// chunk writes the bytes that were not written yet. A chunk that comes before its turn (the facts of one
+// execution are in order, unless an outside producer sends them otherwise) waits for what is before it.
 func (f *follower) chunk(c *executionv1.OutputChunk) error {
 	stream := events.StreamName(c.GetStream())
-	w := map[string]io.Writer{"stdout": f.stdout, "stderr": f.stderr}[stream]
-	if w == nil || (f.only != "" && stream != f.only) {
+	if stream == "" || (f.only != "" && stream != f.only) {
 		return nil
 	}
+	if f.streams == nil {
+		f.streams = map[string]*streamPosition{}
+	}
+	p := f.streams[stream]
+	if p == nil {
+		p = &streamPosition{}
+		f.streams[stream] = p
+	}
+	if c.GetOffset() > p.written {
+		p.waiting = append(p.waiting, c)
+		p.waitingBytes += len(c.GetData())
+		slices.SortFunc(p.waiting, func(a, b *executionv1.OutputChunk) int { return cmp.Compare(a.GetOffset(), b.GetOffset()) })
+		if p.waitingBytes > maxWaitingBytes {
+			return f.skipTo(stream, p)
+		}
+		return nil
+	}
+	if err := f.write(stream, p, c); err != nil {
+		return err
+	}
+	return f.writeWaiting(stream, p)
+}
+
+// writeWaiting writes the waiting chunks whose turn it is.
+func (f *follower) writeWaiting(stream string, p *streamPosition) error {
+	for len(p.waiting) > 0 && p.waiting[0].GetOffset() <= p.written {
+		c := p.waiting[0]
+		p.waiting, p.waitingBytes = p.waiting[1:], p.waitingBytes-len(c.GetData())
+		if err := f.write(stream, p, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// skipTo gives up on the bytes before the first waiting chunk.
+func (f *follower) skipTo(stream string, p *streamPosition) error {
+	start := p.waiting[0].GetOffset()
+	f.gaps = append(f.gaps, gap{stream, p.written, start})
+	p.written = start
+	return f.writeWaiting(stream, p)
+}
+
+func (f *follower) write(stream string, p *streamPosition, c *executionv1.OutputChunk) error {
 	data, end := c.GetData(), c.GetOffset()+uint64(len(c.GetData()))
-	written := f.written[stream]
-	if end <= written {
+	if end <= p.written {
 		return nil
 	}
-	if c.GetOffset() < written {
-		data = data[written-c.GetOffset():]
+	data = data[p.written-c.GetOffset():]
+	p.written = end
+	w := f.stdout
+	if stream == "stderr" {
+		w = f.stderr
 	}
-	f.missing(stream, c.GetOffset())
-	if f.written == nil {
-		f.written = map[string]uint64{}
-	}
-	f.written[stream] = end
 	if _, err := w.Write(data); err != nil {
 		return fmt.Errorf("write %s: %w", stream, err)
 	}
 	return nil
 }
 
-// missing notes that a stream goes on at an offset that does not follow what was written.
-func (f *follower) missing(stream string, offset uint64) {
-	if f.only != "" && stream != f.only {
-		return
+// finish writes what still waits, and notes what never came. It is called once, after the last fact.
+func (f *follower) finish() error {
+	for _, stream := range []string{"stdout", "stderr"} {
+		p := f.streams[stream]
+		for p != nil && len(p.waiting) > 0 {
+			if err := f.skipTo(stream, p); err != nil {
+				return err
+			}
+		}
+		if f.only != "" && stream != f.only {
+			continue
+		}
+		var written uint64
+		if p != nil {
+			written = p.written
+		}
+		if total, ok := f.sealed[stream]; ok && total > written {
+			f.gaps = append(f.gaps, gap{stream, written, total})
+		}
 	}
-	if written := f.written[stream]; offset > written {
-		f.gaps = append(f.gaps, gap{stream, written, offset})
+	return nil
+}
+
+// warn says which bytes are missing.
+func (f *follower) warn(w io.Writer) {
+	for _, gap := range f.gaps {
+		fmt.Fprintf(w, "verbatim: %s bytes %d to %d are missing\n", gap.stream, gap.start, gap.end)
 	}
 }

@@ -46,9 +46,10 @@ func (c *logsCommand) Run(ctx context.Context, s *session) error {
 			return err
 		}
 	}
-	for _, gap := range f.gaps {
-		fmt.Fprintf(s.stderr, "verbatim: %s bytes %d to %d are missing\n", gap.stream, gap.start, gap.end)
+	if err := f.finish(); err != nil {
+		return err
 	}
+	f.warn(s.stderr)
 	return nil
 }
 

@@ -190,14 +190,12 @@ func (c *runCommand) follow(ctx context.Context, s *session, api_ *client.Client
 			return err
 		}
 	}
-	return context.Cause(following)
+	return errors.Join(context.Cause(following), f.finish())
 }
 
 // result says how the execution ended, as an exit code, and explains what the process could not say itself.
 func (f *follower) result(stderr io.Writer) error {
-	for _, gap := range f.gaps {
-		fmt.Fprintf(stderr, "verbatim: %s bytes %d to %d are missing\n", gap.stream, gap.start, gap.end)
-	}
+	f.warn(stderr)
 	switch {
 	case f.preparationFailed != nil:
 		return errors.New(f.preparationFailed.GetMessage())

@@ -140,7 +140,9 @@ func TestWhatCannotBePreparedIsAFact(t *testing.T) {
 		"timeout":                         with(func(r *executionv1.ExecutionRequested) { r.Timeout = durationpb.New(-1) }),
 		"grace":                           with(func(r *executionv1.ExecutionRequested) { r.Grace = durationpb.New(-1) }),
 		"absolute":                        with(func(r *executionv1.ExecutionRequested) { r.GetCommand().Directory = "here" }),
-		`"A=B"`:                           with(func(r *executionv1.ExecutionRequested) { r.GetCommand().Environment = map[string]string{"A=B": "c", "X=Y": "d"} }),
+		`"A=B"`: with(func(r *executionv1.ExecutionRequested) {
+			r.GetCommand().Environment = map[string]string{"A=B": "c", "X=Y": "d"}
+		}),
 	} {
 		var l log
 		if err := handle(t, &l, request(t, r)); err != nil {

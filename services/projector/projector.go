@@ -6,6 +6,9 @@
 // forgotten whenever its assignment changes. Whoever folds a prefix of a key's facts gets the same row
 // and version for it, so an overlap of two projectors is harmless.
 //
+// A fact in another partition than its execution's is left to the recorder, which publishes it again where it
+// belongs; so all facts of an execution are folded by one projector at a time.
+//
 // Killed anywhere, it folds again what it had not acknowledged; facts that a row already holds change
 // nothing. When the database is away it waits. A record that is no event is skipped here: the
 // recorder, which reads the same topic, dead-letters it.
@@ -45,6 +48,8 @@ type Projector struct {
 	states  *states
 	logger  *slog.Logger
 	skipped prometheus.Counter
+
+	partitions int
 }
 
 type fact struct {
@@ -52,10 +57,10 @@ type fact struct {
 	at    kafka.Position
 }
 
-// New returns a projector that keeps at most the given number of states in memory. Stop it after its
-// handlers have ended.
-func New(r Rows, keep int, logger *slog.Logger, registry prometheus.Registerer) (*Projector, error) {
-	p := &Projector{rows: r, states: newStates(keep), logger: logger, skipped: prometheus.NewCounter(prometheus.CounterOpts{
+// New returns a projector of a log of facts with the given number of partitions, which keeps at most so many states
+// in memory. Stop it after its handlers have ended.
+func New(r Rows, partitions, keep int, logger *slog.Logger, registry prometheus.Registerer) (*Projector, error) {
+	p := &Projector{rows: r, partitions: partitions, states: newStates(keep), logger: logger, skipped: prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "verbatim_projector_skipped_records_total", Help: "Records of the log of facts that are no event.",
 	})}
 	if err := registry.Register(p.skipped); err != nil {
@@ -75,6 +80,9 @@ func (p *Projector) Handle(m *message.Message) error {
 	at, ok := kafka.PositionFromContext(m.Context())
 	if !ok {
 		return failure.Permanent(fmt.Errorf("message %s says not where it comes from", m.UUID))
+	}
+	if at.Partition != kafka.PartitionFor([]byte(e.Subject), p.partitions) {
+		return nil
 	}
 	return p.batcher.Add(m.Context(), fact{e, at}, len(e.Payload)+256)
 }

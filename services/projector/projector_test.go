@@ -89,7 +89,7 @@ func (t *table) row(tb testing.TB, id string) execution.Row {
 
 func open(t *testing.T, rows Rows, keep int) *Projector {
 	t.Helper()
-	p, err := New(rows, keep, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	p, err := New(rows, 12, keep, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,10 @@
 // events, with the payload's original bytes. What the archive holds outlives Kafka's retention and is
 // what output, events and replays are read from.
 //
+// A fact that lies in another partition than its execution's is published again, unchanged, where it belongs,
+// and archived from there: producers with another partitioner (librdkafka's default is not Java's) or without keys
+// would otherwise spread an execution over partitions, and with it over projectors and tails.
+//
 // A message is acknowledged after the batch it is in was stored. Killed anywhere before that, the
 // facts are delivered and stored again; the archive keeps one of each (source, id). When the database
 // is away the recorder waits for it, however long; nothing is dead-lettered for that.
@@ -14,7 +18,9 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/prometheus/client_golang/prometheus"
 
+	"verbatim.dev/events"
 	"verbatim.dev/events/codec"
 	"verbatim.dev/events/kafka"
 	"verbatim.dev/projections/clickhouse"
@@ -32,18 +38,32 @@ type Archive interface {
 // found within a second.
 var limits = batch.Config{Items: 20_000, Bytes: 16 << 20, Delay: 200 * time.Millisecond}
 
-// Recorder handles facts. It is safe for concurrent use.
-type Recorder struct {
-	archive Archive
-	batcher *batch.Batcher[clickhouse.ArchivedEvent]
-	logger  *slog.Logger
+// Publisher writes messages to a topic. It returns nil only when every message is kept.
+type Publisher interface {
+	PublishContext(ctx context.Context, topic string, msgs ...*message.Message) error
 }
 
-// New returns a recorder. Stop it after its handlers have ended.
-func New(a Archive, logger *slog.Logger) *Recorder {
-	r := &Recorder{archive: a, logger: logger}
+// Recorder handles facts. It is safe for concurrent use.
+type Recorder struct {
+	archive    Archive
+	publisher  Publisher
+	partitions int
+	moved      prometheus.Counter
+	batcher    *batch.Batcher[clickhouse.ArchivedEvent]
+	logger     *slog.Logger
+}
+
+// New returns a recorder of a log of facts with the given number of partitions. Stop it after its handlers have
+// ended.
+func New(a Archive, p Publisher, partitions int, logger *slog.Logger, registry prometheus.Registerer) (*Recorder, error) {
+	r := &Recorder{archive: a, publisher: p, partitions: partitions, logger: logger, moved: prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "verbatim_recorder_moved_facts_total", Help: "Facts that lay in another partition than their execution's and were published again.",
+	})}
+	if err := registry.Register(r.moved); err != nil {
+		return nil, fmt.Errorf("register metrics: %w", err)
+	}
 	r.batcher = batch.New(limits, r.store)
-	return r
+	return r, nil
 }
 
 // Handle archives one fact and returns when it is stored.
@@ -56,11 +76,32 @@ func (r *Recorder) Handle(m *message.Message) error {
 	if !ok {
 		return failure.Permanent(fmt.Errorf("message %s says not where it comes from", m.UUID))
 	}
+	if at.Partition != kafka.PartitionFor([]byte(e.Subject), r.partitions) {
+		return r.move(m, e)
+	}
 	archived := clickhouse.ArchivedEvent{Event: e, Topic: at.Topic, Partition: at.Partition, Offset: at.Offset, ReceivedAt: at.Time}
 	for _, h := range kafka.HeadersFromContext(m.Context()) {
 		archived.Headers = append(archived.Headers, [2]string{h.Key, string(h.Value)})
 	}
 	return r.batcher.Add(m.Context(), archived, len(e.Payload)+512)
+}
+
+// move publishes a fact where it belongs. Moved twice, it is still one fact.
+func (r *Recorder) move(m *message.Message, e events.Event) error {
+	if e.Time.IsZero() {
+		// A fact without a time happened when it was first received.
+		at, _ := kafka.PositionFromContext(m.Context())
+		e.Time = at.Time
+	}
+	again, err := codec.ToMessage(e)
+	if err != nil {
+		return failure.Permanent(err)
+	}
+	if err := r.publisher.PublishContext(m.Context(), events.TopicExecutions, again); err != nil {
+		return fmt.Errorf("move fact %s to its partition: %w", e.ID, err)
+	}
+	r.moved.Inc()
+	return nil
 }
 
 // Stop ends what is under way. Facts that were not stored stay unacknowledged.

@@ -47,13 +47,17 @@ func Preparer(b Base) lifecycle.Service {
 // what is no event there is dead-lettered once.
 func Recorder(b Base, dsn string) lifecycle.Service {
 	n := &node{Base: b, name: "recorder"}
-	n.open = func(ctx context.Context, _ *kafka.Publisher) ([]consumer, error) {
+	n.open = func(ctx context.Context, p *kafka.Publisher) ([]consumer, error) {
 		store, err := openStore(ctx, b, dsn)
 		if err != nil {
 			return nil, err
 		}
-		r := recorder.New(store, b.Logger)
-		n.release, n.close = r.Stop, store.Close
+		n.close = store.Close
+		r, err := recorder.New(store, p, partitions(), b.Logger, b.Registry)
+		if err != nil {
+			return nil, err
+		}
+		n.release = r.Stop
 		return []consumer{
 			{topic: events.TopicExecutions, inFlight: sinkInFlight, fetchBytes: sinkFetchBytes, handle: r.Handle},
 			{topic: events.TopicControl, inFlight: 64, handle: decodes},
@@ -62,6 +66,9 @@ func Recorder(b Base, dsn string) lifecycle.Service {
 	}
 	return n
 }
+
+// partitions is how many partitions the log of facts has.
+func partitions() int { return Topics(events.TopicExecutions)[0].Partitions }
 
 // decodes accepts what is an event.
 func decodes(m *message.Message) error {
@@ -78,7 +85,7 @@ func Projector(b Base, dsn string, keep int) lifecycle.Service {
 			return nil, err
 		}
 		n.close = store.Close
-		p, err := projector.New(store, keep, b.Logger, b.Registry)
+		p, err := projector.New(store, partitions(), keep, b.Logger, b.Registry)
 		if err != nil {
 			return nil, err
 		}
