@@ -60,7 +60,7 @@ type Deps struct {
 	Publisher Publisher
 	Offsets   barrier.Offsets
 	Log       tail.Log
-	// Checks are added to the gateway's own (kafka and clickhouse).
+	// Checks are added to the gateway's own (kafka and clickhouse_http).
 	Checks []Check
 }
 

@@ -34,7 +34,7 @@ func (g *Gateway) ready(w http.ResponseWriter, r *http.Request) {
 			_, err := g.d.Offsets.EndOffsets(ctx, events.TopicRequests)
 			return err
 		}},
-		{"clickhouse", g.clickhouseAnswers},
+		{"clickhouse_http", g.clickhouseAnswers},
 	}, g.d.Checks...)
 	health := api.Health{Ready: true, Checks: make([]api.Check, len(checks))}
 	var all sync.WaitGroup

@@ -23,11 +23,11 @@ import (
 	"verbatim.dev/services/gateway/api"
 )
 
-// Limits of a request. The launch spec that the preparer makes of it must fit into one record of a bit
-// more than 1 MiB (events/kafka).
+// Limits of a request. The launch spec that the preparer makes of it, with attributes and a batch around
+// it, must fit into one record of Kafka.
 const (
-	maxRequestBytes = 1 << 20
-	maxStdinBytes   = 768 << 10
+	maxRequestBytes = events.MaxRecordBytes - 512<<10
+	maxStdinBytes   = events.MaxStdinBytes
 	maxLabels       = 64
 	maxLabelName    = 63
 	maxLabelValue   = 256
