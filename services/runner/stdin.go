@@ -25,7 +25,7 @@ func (a *attempt) feed(stdin *os.File) {
 	var errno syscall.Errno
 	switch {
 	case errors.Is(err, syscall.EPIPE):
-		cause = "broken pipe: the process closed its standard input"
+		cause = "broken pipe: the process closed its standard input or ended"
 	case errors.Is(err, os.ErrClosed):
 		cause = "the process ended before it read all of its standard input"
 	case errors.As(err, &errno):

@@ -54,8 +54,10 @@ type Exit struct {
 	Usage *executionv1.ResourceUsage
 }
 
-// Start starts the process. An error is always a *StartError.
+// Start starts the process. An error is always a *StartError. The process gets its three streams and no other
+// descriptor, also none that the runner itself inherited.
 func Start(s Spec) (*Process, error) {
+	keepInherited()
 	if err := s.check(); err != nil {
 		return nil, err
 	}

@@ -19,6 +19,9 @@ type exitHandle struct{}
 
 func (exitHandle) close() {}
 
+// keepInherited does nothing: there is no close_range(2).
+func keepInherited() {}
+
 func fork(path string, s Spec, files [3]*os.File) (int, exitHandle, error) {
 	fds, err := descriptors(files)
 	if err != nil {

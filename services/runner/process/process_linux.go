@@ -4,9 +4,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 	"unsafe"
@@ -25,6 +27,13 @@ func (h exitHandle) close() {
 		_ = h.pidfd.Close()
 	}
 }
+
+// keepInherited closes on exec what this process was started with: Go's own descriptors always are, but one that was left
+// open by whoever started the runner would go on to every process, and hold a pipe or a lock there. It does
+// nothing on a kernel without close_range(2) (5.11).
+var keepInherited = sync.OnceFunc(func() {
+	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
+})
 
 func fork(path string, s Spec, files [3]*os.File) (int, exitHandle, error) {
 	fds, err := descriptors(files)
