@@ -111,16 +111,20 @@ type runnerCommand struct {
 	kafkaFlags
 	healthFlags
 	runnerFlags
-	Data string `type:"path" env:"VERBATIM_DATA" placeholder:"DIR" help:"Folder for the processes' working directories. Default: ${data}/runner."`
+	Data string `env:"VERBATIM_DATA" placeholder:"DIR" help:"Folder for all data; the runner's is in runner below it. Default: ${data}."`
 }
 
 // Run is called by kong.
 func (c *runnerCommand) Run(ctx context.Context, s *session) error {
 	return s.serve(ctx, c.kafkaFlags, c.healthFlags, func(b wiring.Base) (lifecycle.Service, error) {
 		if c.Data == "" {
-			c.Data = filepath.Join(defaultDataDir(), "runner")
+			c.Data = defaultDataDir()
 		}
-		c.runnerFlags.DataDir = c.Data
+		data, err := filepath.Abs(c.Data)
+		if err != nil {
+			return nil, fmt.Errorf("find the data folder: %w", err)
+		}
+		c.runnerFlags.DataDir = filepath.Join(data, "runner")
 		config, err := c.runnerFlags.config(b)
 		if err != nil {
 			return nil, err

@@ -27,12 +27,12 @@ const (
 )
 
 type upCommand struct {
-	Data       string   `placeholder:"DIR" type:"path" help:"Folder for all data. Default: ${data}."`
-	HTTP       string   `name:"http" default:"127.0.0.1:7410" placeholder:"ADDR" help:"Address of the HTTP API; port 0 is any free one. Default: 127.0.0.1:7410."`
+	Data       string   `placeholder:"DIR" help:"Folder for all data. Default: ${data}."`
+	HTTP       string   `name:"http" default:"127.0.0.1:7410" env:"VERBATIM_HTTP" placeholder:"ADDR" help:"Address of the HTTP API; port 0 is any free one. Default: 127.0.0.1:7410."`
 	Token      string   `env:"VERBATIM_TOKEN" placeholder:"TOKEN" help:"Token that requests must carry; needed for an address that is not on loopback. Better given by the environment."`
-	Kafka      string   `default:"127.0.0.1:7411" placeholder:"ADDR" help:"Address of the embedded Kafka, on loopback. Default: 127.0.0.1:7411."`
-	ClickHouse string   `name:"clickhouse" default:"127.0.0.1:7412" placeholder:"ADDR" help:"Address of the embedded ClickHouse, on loopback. Default: 127.0.0.1:7412."`
-	Libchdb    string   `env:"VERBATIM_LIBCHDB" type:"path" placeholder:"FILE" help:"The ClickHouse engine. Default: where \"make deps\" puts it."`
+	Kafka      string   `default:"127.0.0.1:7411" env:"VERBATIM_KAFKA_LISTEN" placeholder:"ADDR" help:"Address of the embedded Kafka, on loopback. Default: 127.0.0.1:7411."`
+	ClickHouse string   `name:"clickhouse" default:"127.0.0.1:7412" env:"VERBATIM_CLICKHOUSE_LISTEN" placeholder:"ADDR" help:"Address of the embedded ClickHouse, on loopback. Default: 127.0.0.1:7412."`
+	Libchdb    string   `env:"VERBATIM_LIBCHDB" placeholder:"FILE" help:"The ClickHouse engine. Default: where \"make deps\" puts it."`
 	Services   []string `default:"preparer,runner,recorder,projector" enum:"preparer,runner,recorder,projector,none" help:"Services to run beside the gateway, separated by commas; none for none. The others are started by you, on the addresses printed."`
 	runnerFlags
 }

@@ -60,14 +60,27 @@ func up(ts *testscript.TestScript, neg bool, args []string) {
 	}()
 	ts.Defer(func() { s.stop(syscall.SIGKILL) })
 
+	s.ready(ts)
+}
+
+// ready waits until the stack of the scenario's data folder is ready, and sets VERBATIM_SERVER, HTTP, KAFKA and
+// CLICKHOUSE.
+func ready(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 0 {
+		ts.Fatalf("usage: ready")
+	}
+	stackOf(ts).ready(ts)
+}
+
+func (s *stack) ready(ts *testscript.TestScript) {
 	var addresses struct{ HTTP, Kafka, ClickHouse string }
 	ts.Check(poll(func() error {
 		select {
-		case <-s.ended:
+		case <-s.ended: // Never, when the scenario started its stack itself.
 			return fatalError{fmt.Errorf("the stack ended: %v\n%s", s.err, ts.ReadFile("up.log"))}
 		default:
 		}
-		text, err := os.ReadFile(data + "/endpoints.json")
+		text, err := os.ReadFile(ts.Getenv("VERBATIM_DATA") + "/endpoints.json")
 		if err != nil {
 			return err
 		}

@@ -41,6 +41,7 @@ func TestScenarios(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"up":       up,
+			"ready":    ready,
 			"down":     down,
 			"kill9":    kill9,
 			"field":    field,
