@@ -111,24 +111,13 @@ func (s *Store) insert(ctx context.Context, table string, names []string) (drive
 
 func (s *Store) typesOf(ctx context.Context, table string, names []string) ([]clickhouse.ColumnNameAndType, error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if cached, ok := s.columns[table]; ok {
+	cached, ok := s.columns[table]
+	s.mu.Unlock()
+	if ok {
 		return cached, nil
 	}
-	rows, err := s.conn.Query(ctx, "SELECT name, type FROM system.columns WHERE database = currentDatabase() AND table = {table:String}", clickhouse.Named("table", table))
+	types, err := s.tableTypes(ctx, table)
 	if err != nil {
-		return nil, fmt.Errorf("ask for the columns of %s: %w", table, err)
-	}
-	defer rows.Close()
-	types := map[string]string{}
-	for rows.Next() {
-		var name, typ string
-		if err := rows.Scan(&name, &typ); err != nil {
-			return nil, fmt.Errorf("ask for the columns of %s: %w", table, err)
-		}
-		types[name] = typ
-	}
-	if err := rows.Err(); err != nil {
 		return nil, fmt.Errorf("ask for the columns of %s: %w", table, err)
 	}
 	columns := make([]clickhouse.ColumnNameAndType, len(names))
@@ -139,6 +128,29 @@ func (s *Store) typesOf(ctx context.Context, table string, names []string) ([]cl
 		}
 		columns[i] = clickhouse.ColumnNameAndType{Name: name, Type: typ}
 	}
+	s.mu.Lock()
 	s.columns[table] = columns
+	s.mu.Unlock()
 	return columns, nil
+}
+
+const columnsSQL = `SELECT name, type
+FROM system.columns
+WHERE database = currentDatabase() AND table = {table:String}`
+
+func (s *Store) tableTypes(ctx context.Context, table string) (types map[string]string, err error) {
+	rows, err := s.conn.Query(ctx, columnsSQL, clickhouse.Named("table", table))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	types = map[string]string{}
+	for rows.Next() {
+		var name, typ string
+		if err := rows.Scan(&name, &typ); err != nil {
+			return nil, err
+		}
+		types[name] = typ
+	}
+	return types, rows.Err()
 }

@@ -195,7 +195,9 @@ func TestIdentityAndTimes(t *testing.T) {
 		r.Termination.Signals[0].Signal + r.Termination.Signals[1].Signal, r.RequestedAt.Equal(testTime), r.PreparedAt.Equal(testTime.Add(time.Second)),
 	}
 	want := []any{
-		"deploy", []string{"sh", "-c", "x"}, "/srv", "me", "x", int64(60000), int64(7), "h1", "r1", int64(1500),
+		"deploy",
+		[]string{"sh", "-c", "x"},
+		"/srv", "me", "x", int64(60000), int64(7), "h1", "r1", int64(1500),
 		int64(1000), int64(2), uint64(1024), true, true, "cancel", "somebody", "TERMKILL", true, true,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
