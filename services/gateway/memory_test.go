@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -19,7 +20,6 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/prometheus/client_golang/prometheus"
-	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 
 	"verbatim.dev/events"
@@ -28,12 +28,13 @@ import (
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
 	"verbatim.dev/projections/clickhouse"
 	"verbatim.dev/projections/execution"
+	"verbatim.dev/services/embedded/clickhouse/clickhousetest"
 	"verbatim.dev/services/gateway"
 	"verbatim.dev/services/gateway/api"
 	"verbatim.dev/services/gateway/tail"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { os.Exit(clickhousetest.Main(m)) } // It looks for leaked goroutines, too.
 
 // world is what the gateway stands on, in memory: a log, and the rows and the archive that are made of the
 // log as far as the test lets projector and recorder come.
