@@ -104,12 +104,10 @@ func (a *attempt) live(life context.Context) {
 	}()
 	if err != nil {
 		a.startFailed(err)
-		a.fact(time.Now(), &executionv1.OutputSealed{Streams: output.EmptySeal()})
 		return
 	}
 	defer p.Release()
 	a.runner.metrics.started.Inc()
-	a.log.Info("process started", "pid", p.PID)
 	a.fact(p.StartedAt, &executionv1.ProcessStarted{
 		Pid: int64(p.PID), ProcessStartedAt: timestamp(p.StartedAt), Host: a.runner.config.Host, Runner: a.runner.config.ID,
 	})
@@ -130,7 +128,10 @@ func (a *attempt) live(life context.Context) {
 	}()
 
 	w := newWatch(a, p, capture, limits, drained)
-	if err := a.guard("watch", func() { w.run(life) }); err != nil {
+	if err := a.guard("watch", func() {
+		a.log.Info("process started", "pid", p.PID)
+		w.run(life)
+	}); err != nil {
 		w.giveUp(err)
 	}
 	<-drained
@@ -161,15 +162,15 @@ func (a *attempt) read(capture *output.Capture, stream executionv1.Stream) {
 
 func (a *attempt) seal(capture *output.Capture) {
 	seals := capture.Seal()
+	a.fact(time.Now(), &executionv1.OutputSealed{Streams: seals})
 	for _, s := range seals {
 		if s.GetPipeStillHeld() {
 			a.log.Warn("another process still holds the pipe, what it writes from now on is not kept", "stream", events.StreamName(s.GetStream()), "captured_bytes", s.GetCapturedBytes())
 		}
 	}
-	a.fact(time.Now(), &executionv1.OutputSealed{Streams: seals})
 }
 
-// startFailed records why there is no process.
+// startFailed records why there is no process, and that there is no output.
 func (a *attempt) startFailed(err error) {
 	f := &executionv1.StartFailed{Message: oneLine(err.Error()), Host: a.runner.config.Host, Runner: a.runner.config.ID}
 	a.outcome = "start_failed"
@@ -181,6 +182,7 @@ func (a *attempt) startFailed(err error) {
 	case errors.As(err, &start):
 		f.Reason, f.Errno = start.Reason, int32(start.Errno)
 	}
-	a.log.Info("process was not started", "reason", f.GetReason().String(), "error", err)
 	a.fact(time.Now(), f)
+	a.fact(time.Now(), &executionv1.OutputSealed{Streams: output.EmptySeal()})
+	a.log.Info("process was not started", "reason", f.GetReason().String(), "error", err)
 }

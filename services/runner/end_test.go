@@ -1,8 +1,11 @@
 package runner_test
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"slices"
@@ -295,6 +298,47 @@ func TestCancelWhileWaitingForASlot(t *testing.T) {
 	})
 	f.Cancel(first, "", "")
 	f.log.tell(t, first)
+}
+
+// fragileHandler is a log handler that panics on one message.
+type fragileHandler struct {
+	slog.Handler
+	message string
+}
+
+func (h fragileHandler) Handle(ctx context.Context, r slog.Record) error {
+	if r.Message == h.message {
+		panic("log handler is broken")
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+func (h fragileHandler) WithAttrs(list []slog.Attr) slog.Handler {
+	return fragileHandler{h.Handler.WithAttrs(list), h.message}
+}
+
+// A panic in an attempt ends that attempt, with what was seen of it, and no other.
+func TestPanicEndsOneAttempt(t *testing.T) {
+	t.Parallel()
+	f := newRunner(t, func(c *runner.Config) { c.Logger = slog.New(fragileHandler{c.Logger.Handler(), "signal sent"}) })
+	fifo := mkfifo(t)
+	other := f.start(t, shell(`read x <`+fifo+`; echo unharmed`))
+	id := f.start(t, shell(`trap "" TERM; echo $$; while :; do sleep 1; done`))
+	f.log.awaitOutput(t, id, stdout, "\n")
+	f.Cancel(id, "", "")
+	s := f.log.tell(t, id)
+	if failed := one[*executionv1.WaitFailed](t, s); !strings.Contains(failed.GetCause(), "internal error in the runner") {
+		t.Errorf("wait: %v", failed)
+	}
+	pid := atoi(t, s.output[stdout])
+	eventually(t, "the process is gone and reaped", func() bool {
+		_, err := os.Stat(fmt.Sprintf("/proc/%d", pid))
+		return errors.Is(err, os.ErrNotExist)
+	})
+	writeFIFO(t, fifo, "go\n")
+	if got := string(f.log.tell(t, other).output[stdout]); got != "unharmed\n" {
+		t.Errorf("the other one: %q", got)
+	}
 }
 
 func alive(pid int) bool {

@@ -1,8 +1,8 @@
 package runner_test
 
 import (
-	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -36,9 +36,14 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	if after := descriptors(t); len(after) > len(before) {
 		t.Errorf("%d descriptors became %d: %v", len(before), len(after), after)
 	}
-	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", os.Getpid(), os.Getpid()))
-	if err == nil && len(strings.Fields(string(children))) > 0 {
-		t.Errorf("children that nobody reaped: %s", children)
+	tasks, err := filepath.Glob("/proc/self/task/*/children")
+	if err != nil || len(tasks) == 0 {
+		t.Fatalf("children cannot be listed: %v", err)
+	}
+	for _, task := range tasks {
+		if children, err := os.ReadFile(task); err == nil && len(strings.Fields(string(children))) > 0 {
+			t.Errorf("children that nobody reaped: %s", children)
+		}
 	}
 }
 

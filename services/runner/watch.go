@@ -196,30 +196,39 @@ func (w *watch) signal(sig syscall.Signal) {
 	w.a.fact(at, fact)
 }
 
-// abandon is the end of the runner's patience: kill, and read nothing more.
+// abandon is the end of the runner's patience: kill, and read only what is there.
 func (w *watch) abandon() {
 	if w.ended != nil {
 		w.a.outcome = "abandoned"
-		_ = w.process.SignalGroup(unix.SIGKILL)
 	}
-	if w.process.Stdin != nil {
-		_ = w.process.Stdin.Close()
-	}
+	w.killNow(w.ended)
 	w.capture.Stop(time.Now())
 }
 
 // giveUp cleans up after a panic in run: nobody watches the process any more, so it must not go on.
 func (w *watch) giveUp(cause error) {
-	if w.ended != nil {
-		w.a.outcome = "broken"
+	ended := w.ended
+	if ended != nil {
 		w.ended = nil
+		w.a.outcome = "broken"
 		w.waitFailed(cause)
 	}
+	w.killNow(ended)
+	w.capture.Stop(time.Now().Add(hurriedDrain))
+}
+
+// killNow kills the group and gives the leader a moment to end, so that it can be reaped.
+func (w *watch) killNow(ended <-chan end) {
 	_ = w.process.SignalGroup(unix.SIGKILL)
 	if w.process.Stdin != nil {
 		_ = w.process.Stdin.Close()
 	}
-	w.capture.Stop(time.Now().Add(hurriedDrain))
+	if ended != nil {
+		select {
+		case <-ended:
+		case <-time.After(hurriedDrain):
+		}
+	}
 }
 
 func (w *watch) waitFailed(err error) {

@@ -113,6 +113,12 @@ func (p *Process) Release() {
 	p.handle.close()
 }
 
+func (p *Process) released() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.gone
+}
+
 func (p *Process) lost() {
 	p.mu.Lock()
 	p.gone = true

@@ -62,8 +62,9 @@ func fork(path string, s Spec, files [3]*os.File) (int, exitHandle, error) {
 // Wait returns how the process ended. It does not reap: Release does. Any error means that the status
 // could not be had, ECHILD above all (somebody else reaped it, or SIGCHLD is ignored). It is called once.
 func (p *Process) Wait() (Exit, error) {
-	if err := p.handle.ended(); err != nil {
-		return Exit{}, fmt.Errorf("wait for process %d: %w", p.PID, err)
+	p.handle.untilEnded()
+	if p.released() {
+		return Exit{}, fmt.Errorf("wait for process %d: %w", p.PID, os.ErrClosed)
 	}
 	var info unix.Siginfo
 	var usage unix.Rusage
@@ -87,16 +88,17 @@ func (p *Process) Wait() (Exit, error) {
 	return exit, nil
 }
 
-// ended waits until the kernel says that the process is over; at once where there is no pidfd.
-func (h exitHandle) ended() error {
+// untilEnded waits until the kernel says that the process is over, or until close. Where there is no pidfd, or the
+// poller does not take it, it returns at once, and waitid(2) waits in a thread.
+func (h exitHandle) untilEnded() {
 	if h.pidfd == nil {
-		return nil
+		return
 	}
 	raw, err := h.pidfd.SyscallConn()
 	if err != nil {
-		return err
+		return
 	}
-	return raw.Read(func(fd uintptr) bool {
+	_ = raw.Read(func(fd uintptr) bool {
 		// A pidfd is readable once its process has ended (pidfd_open(2)).
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
 		return n > 0 || (err != nil && !errors.Is(err, unix.EINTR))
