@@ -31,6 +31,9 @@ type Options struct {
 	HTTP *http.Client
 	// UserAgent is sent with every request; empty: "verbatim".
 	UserAgent string
+	// Silence is how long a tail may say nothing before it counts as broken; 0 is 35 s: three of the
+	// gateway's heartbeats and a bit.
+	Silence time.Duration
 }
 
 // Client is safe for concurrent use.
@@ -44,6 +47,8 @@ type Client struct {
 const (
 	dialTimeout   = 5 * time.Second
 	headerTimeout = time.Minute
+	// defaultSilence is Options.Silence.
+	defaultSilence = 35 * time.Second
 	// maxProblemBytes bounds what is read of an error's body.
 	maxProblemBytes = 1 << 20
 )
@@ -57,6 +62,9 @@ func New(server string, o Options) (*Client, error) {
 	u.Path = strings.TrimRight(u.Path, "/")
 	if o.UserAgent == "" {
 		o.UserAgent = "verbatim"
+	}
+	if o.Silence == 0 {
+		o.Silence = defaultSilence
 	}
 	if o.HTTP == nil {
 		t := http.DefaultTransport.(*http.Transport).Clone() //nolint:errcheck // It is what the standard library documents.

@@ -18,13 +18,8 @@ import (
 	"verbatim.dev/services/gateway/api"
 )
 
-const (
-	// silence is how long a tail may say nothing before it counts as broken: three of the gateway's
-	// heartbeats and a bit.
-	silence = 35 * time.Second
-	// maxLineBytes bounds one line of a tail or of the events: a chunk of 1 MiB is 1.4 MB in base64.
-	maxLineBytes = 8 << 20
-)
+// maxLineBytes bounds one line of a tail. The largest fact is a request with 8 MiB of stdin: 11 MiB in base64.
+const maxLineBytes = 32 << 20
 
 var errEnd = errors.New("the tail came to its end")
 
@@ -111,6 +106,7 @@ func (t *tail) again(err error) bool {
 func (t *tail) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	silence := t.client.o.Silence
 	watchdog := time.AfterFunc(silence, func() { cancel(fmt.Errorf("the server said nothing for %s", silence)) })
 	defer watchdog.Stop()
 

@@ -199,6 +199,32 @@ func TestTailsAreBounded(t *testing.T) {
 	}
 }
 
+// A client that does not read for a while holds nothing up, costs a bounded queue, and misses nothing.
+func TestASlowReaderMissesNothing(t *testing.T) {
+	t.Parallel()
+	s, story := start(t), newStory(t)
+	s.append(story.requested())
+	s.store()
+	live := s.tail(t, story.id)
+	if _, name, _ := live.next(); name != "ExecutionRequested" {
+		t.Fatal(name)
+	}
+	const chunks = 4000 // Of 10 kB: more than socket buffers and queue hold together.
+	data := strings.Repeat("x", 10_000)
+	for i := range chunks {
+		s.append(story.out(i*len(data), data))
+	}
+	s.append(story.sealed(chunks * uint64(len(data))))
+	for i := range chunks {
+		if id, name, _ := live.next(); name != "OutputChunk" || id != fmt.Sprint(i+1) {
+			t.Fatalf("%s %s comes after %d", name, id, i)
+		}
+	}
+	if got := live.names(); got != "OutputSealed end" {
+		t.Error(got)
+	}
+}
+
 func TestAForeignTypeCannotEndATail(t *testing.T) {
 	t.Parallel()
 	s, story := start(t), newStory(t)

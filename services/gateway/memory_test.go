@@ -44,6 +44,7 @@ type world struct {
 	// grown is closed and replaced at every change.
 	grown     chan struct{}
 	log       []record
+	byPlace   map[int][]record // The log, by partition; the index is the offset.
 	requests  []*message.Message
 	control   []*message.Message
 	projected int
@@ -63,7 +64,7 @@ type record struct {
 }
 
 func newWorld(t *testing.T) *world {
-	return &world{t: t, grown: make(chan struct{}), lost: map[int]bool{}}
+	return &world{t: t, grown: make(chan struct{}), lost: map[int]bool{}, byPlace: map[int][]record{}}
 }
 
 func partition(id string) int { return kafka.PartitionFor([]byte(id), 12) }
@@ -81,7 +82,9 @@ func (w *world) append(es ...events.Event) {
 	w.change(func() {
 		for _, e := range es {
 			p := partition(e.Subject)
-			w.log = append(w.log, record{e, p, w.end(p), time.Now()})
+			r := record{e, p, w.end(p), time.Now()}
+			w.log = append(w.log, r)
+			w.byPlace[p] = append(w.byPlace[p], r)
 		}
 	})
 }
@@ -91,14 +94,7 @@ func (w *world) store() {
 	w.change(func() { w.projected, w.recorded = len(w.log), len(w.log) })
 }
 
-func (w *world) end(p int) (n int64) {
-	for _, r := range w.log {
-		if r.partition == p {
-			n++
-		}
-	}
-	return n
-}
+func (w *world) end(p int) int64 { return int64(len(w.byPlace[p])) }
 
 func offsetsOf(log []record) map[int]int64 {
 	out := map[int]int64{}
@@ -269,13 +265,12 @@ func (r *worldReader) Next(ctx context.Context) (tail.Record, error) {
 	for {
 		r.w.mu.Lock()
 		grown := r.w.grown
-		for _, k := range r.w.log {
-			if k.partition == r.p && k.offset == r.next {
-				r.w.mu.Unlock()
-				r.next++
-				headers, value, err := codec.Encode(k.event)
-				return tail.Record{Offset: k.offset, Key: []byte(k.event.Subject), Headers: headers, Value: value, Time: k.at}, err
-			}
+		if r.next < r.w.end(r.p) {
+			k := r.w.byPlace[r.p][r.next]
+			r.w.mu.Unlock()
+			r.next++
+			headers, value, err := codec.Encode(k.event)
+			return tail.Record{Offset: k.offset, Key: []byte(k.event.Subject), Headers: headers, Value: value, Time: k.at}, err
 		}
 		r.w.mu.Unlock()
 		select {
