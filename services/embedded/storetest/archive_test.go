@@ -3,7 +3,6 @@ package storetest
 import (
 	"bytes"
 	"crypto/rand"
-	"fmt"
 	"iter"
 	"slices"
 	"testing"
@@ -17,6 +16,7 @@ import (
 	"verbatim.dev/events/eventstest"
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
 	"verbatim.dev/projections/clickhouse"
+	"verbatim.dev/services/embedded/clickhouse/clickhousetest"
 )
 
 func collect[T any](t *testing.T, seq iter.Seq2[T, error]) []T {
@@ -98,6 +98,25 @@ func TestEventsOrder(t *testing.T) {
 	}
 	if diff := cmp.Diff(offsets(f.all[451:]), offsets(slices.DeleteFunc(collect(t, s.Events(t.Context(), f.id, 450)), func(a clickhouse.ArchivedEvent) bool { return a.Offset >= 10_000 }))); diff != "" {
 		t.Fatalf("after offset 450: %s", diff)
+	}
+}
+
+// When ClickHouse merges copies, the one that came first stays: a cursor that was given out stays true.
+func TestMergeKeepsTheFirstCopy(t *testing.T) {
+	t.Parallel()
+	dsn := clickhousetest.Database(t)
+	s := connect(t, dsn)
+	must(t, s.Migrate(t.Context()))
+	f := factsOf(t, idAt(testTime, 1))
+	a := f.chunk(1, executionv1.Stream_STREAM_STDOUT, 0, []byte("x"))
+	for _, offset := range []int64{70, 7, 700} {
+		a.Offset = offset
+		must(t, s.InsertEvents(t.Context(), []clickhouse.ArchivedEvent{a}))
+	}
+	exec(t, dsn, "OPTIMIZE TABLE events FINAL")
+	got := collect(t, s.Events(t.Context(), f.id, -1))
+	if len(got) != 1 || got[0].Offset != 7 {
+		t.Fatalf("after the merge there are %d copies, want that of offset 7: %+v", len(got), got)
 	}
 }
 

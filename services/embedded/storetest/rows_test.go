@@ -60,6 +60,12 @@ func TestRowOfGreatestVersion(t *testing.T) {
 	if len(rows) != 1 || rows[0].Status != execution.StatusFailed {
 		t.Fatalf("list has %d rows, want the one that failed: %s", len(rows), asJSON(t, rows))
 	}
+	// It was running once; no part of the table that still says so may be found.
+	rows, err = s.List(t.Context(), clickhouse.Filter{Status: execution.StatusRunning})
+	must(t, err)
+	if len(rows) != 0 {
+		t.Fatalf("an older version is listed: %s", asJSON(t, rows))
+	}
 }
 
 // A projector that starts again loads the state and goes on as if it had never stopped.
