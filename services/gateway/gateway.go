@@ -119,6 +119,7 @@ func New(c Config, d Deps) (*Gateway, error) {
 	g.routes = http.NewServeMux()
 	g.register(g.api())
 	g.registerPlain()
+	g.registerPages()
 	g.server = &http.Server{
 		Handler:           g.handler(g.routes),
 		ReadHeaderTimeout: 10 * time.Second,
