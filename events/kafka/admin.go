@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -166,8 +167,17 @@ func (a *Admin) counts(ctx context.Context) (map[string]int, error) {
 	}
 }
 
+// unreachable says what a person can do about it. Some brokers hang up on wrong credentials and say nothing.
 func unreachable(c Config, err error) error {
-	return fmt.Errorf("no answer from kafka at %s (is the address right, and a broker up?): %w", strings.Join(c.Brokers, ", "), err)
+	hint := "is the address right, and a broker up?"
+	hungUp := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+	switch {
+	case errors.Is(err, kafkago.SASLAuthenticationFailed), hungUp && c.Security.Mechanism != "":
+		hint = "are user name, password and mechanism right?"
+	case hungUp && c.Security.TLS == nil:
+		hint = "does the broker want TLS?"
+	}
+	return fmt.Errorf("no answer from kafka at %s (%s): %w", strings.Join(c.Brokers, ", "), hint, err)
 }
 
 // EndOffsets returns, per partition, the offset the next record will get.
@@ -274,6 +284,9 @@ func (a *Admin) CommittedOffsets(ctx context.Context, group, topic string) (map[
 	})
 	if err == nil {
 		err = res.Error
+	}
+	if errors.Is(err, kafkago.GroupIdNotFound) {
+		return map[int]int64{}, nil // what Kafka tells with -1 for every partition
 	}
 	if err != nil {
 		return nil, fmt.Errorf("committed offsets of %s: %w", GroupID(group, topic), err)

@@ -1,19 +1,16 @@
 package kafka
 
 import (
-	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"strings"
-	"sync"
-	"time"
 
-	kafkago "github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/sasl"
 	"github.com/segmentio/kafka-go/sasl/plain"
+	"github.com/segmentio/kafka-go/sasl/scram"
 )
 
 // Config says how to reach a cluster. The same struct serves publisher, subscriber, admin and reader.
@@ -34,8 +31,13 @@ type Config struct {
 // Mechanism is a SASL mechanism.
 type Mechanism string
 
-// MechanismPlain is SASL PLAIN (RFC 4616); the zero Mechanism is no SASL.
-const MechanismPlain Mechanism = "PLAIN"
+// The mechanisms; the zero Mechanism is no SASL. PLAIN (RFC 4616) sends the password as it is, so it wants
+// TLS; SCRAM (RFC 5802, RFC 7677) does not send it.
+const (
+	MechanismPlain    Mechanism = "PLAIN"
+	MechanismSCRAM256 Mechanism = "SCRAM-SHA-256"
+	MechanismSCRAM512 Mechanism = "SCRAM-SHA-512"
+)
 
 // Security protects connections to the brokers.
 type Security struct {
@@ -81,9 +83,11 @@ func (c Config) Validate() error {
 		if c.Security.Username != "" || c.Security.Password != "" {
 			errs = append(errs, errors.New("security: a user name or password without a mechanism"))
 		}
-	case MechanismPlain:
+	case MechanismPlain, MechanismSCRAM256, MechanismSCRAM512:
 		if c.Security.Username == "" || c.Security.Password == "" {
 			errs = append(errs, fmt.Errorf("security: mechanism %s needs a user name and a password", c.Security.Mechanism))
+		} else if _, err := c.mechanism(); err != nil {
+			errs = append(errs, fmt.Errorf("security: %w", err))
 		}
 	default:
 		errs = append(errs, fmt.Errorf("security: mechanism %q is not known", c.Security.Mechanism))
@@ -128,102 +132,26 @@ func (c Config) clientID() string {
 	return c.ClientID
 }
 
-func (c Config) mechanism() sasl.Mechanism {
+// mechanism fails for credentials that SASLprep (RFC 4013) does not allow.
+func (c Config) mechanism() (sasl.Mechanism, error) {
+	password := string(c.Security.Password)
 	switch c.Security.Mechanism {
 	case MechanismPlain:
-		return plain.Mechanism{Username: c.Security.Username, Password: string(c.Security.Password)}
+		return plain.Mechanism{Username: c.Security.Username, Password: password}, nil
+	case MechanismSCRAM256:
+		return scramMechanism(scram.SHA256, c.Security.Username, password)
+	case MechanismSCRAM512:
+		return scramMechanism(scram.SHA512, c.Security.Username, password)
 	default:
-		return nil
+		return nil, nil
 	}
 }
 
-// link is one component's access to the cluster. It knows every connection it opened, so that close
-// leaves nothing behind, also when a broker does not answer.
-type link struct {
-	client    *kafkago.Client
-	transport *kafkago.Transport
-	addr      net.Addr
-	config    Config
-
-	mu        sync.Mutex
-	conns     map[net.Conn]struct{}
-	closed    bool
-	refreshed time.Time
-}
-
-const (
-	dialTimeout = 5 * time.Second
-	// requestTimeout bounds one request, the answer included.
-	requestTimeout = 10 * time.Second
-)
-
-func newLink(c Config) *link {
-	l := &link{config: c, addr: kafkago.TCP(c.Brokers...), conns: map[net.Conn]struct{}{}}
-	l.transport = &kafkago.Transport{
-		Dial: l.dial, DialTimeout: dialTimeout, ClientID: c.clientID(),
-		TLS: c.Security.TLS, SASL: c.mechanism(),
-	}
-	l.client = &kafkago.Client{Addr: l.addr, Transport: l.transport, Timeout: requestTimeout}
-	return l
-}
-
-// dialer serves the parts of kafka-go that do not use a transport.
-func (l *link) dialer() *kafkago.Dialer {
-	return &kafkago.Dialer{
-		ClientID: l.config.clientID(), DialFunc: l.dial, Timeout: dialTimeout,
-		TLS: l.config.Security.TLS, SASLMechanism: l.config.mechanism(),
-	}
-}
-
-func (l *link) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	d := net.Dialer{Timeout: dialTimeout}
-	c, err := d.DialContext(ctx, network, addr)
+// scramMechanism keeps the library's error to itself: it may quote the password.
+func scramMechanism(a scram.Algorithm, username, password string) (sasl.Mechanism, error) {
+	m, err := scram.Mechanism(a, username, password)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("user name or password has characters that %s does not allow", a.Name())
 	}
-	t := &trackedConn{Conn: c, link: l}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed {
-		_ = c.Close()
-		return nil, net.ErrClosed
-	}
-	l.conns[t] = struct{}{}
-	return t, nil
-}
-
-// refresh drops what the transport knows of the cluster; the next request asks anew. The transport
-// itself would notice a new topic or leader only within its metadata's time to live.
-func (l *link) refresh() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if time.Since(l.refreshed) < 100*time.Millisecond {
-		return
-	}
-	l.refreshed = time.Now()
-	l.transport.CloseIdleConnections()
-}
-
-func (l *link) close() {
-	l.transport.CloseIdleConnections()
-	l.mu.Lock()
-	l.closed = true
-	conns := l.conns
-	l.conns = map[net.Conn]struct{}{}
-	l.mu.Unlock()
-	for c := range conns {
-		_ = c.(*trackedConn).Conn.Close()
-	}
-}
-
-type trackedConn struct {
-	net.Conn
-	link *link
-}
-
-func (t *trackedConn) Close() error {
-	t.link.mu.Lock()
-	delete(t.link.conns, t)
-	t.link.mu.Unlock()
-	return t.Conn.Close()
+	return m, nil
 }

@@ -13,8 +13,12 @@
 //
 // # What is kept
 //
-// Retention is what the topics say (retention.ms, retention.bytes), applied once a minute to every batch but
-// the newest. Group offsets are kept for a week after the group was last used, as Kafka does.
+// Retention is what the topics say, applied once a minute: retention.ms exactly, retention.bytes by
+// estimate. The newest record of a partition always stays: kfake forgets where an empty log ended and would
+// give out its offsets again after a restart, which is also why its own retention is switched off.
+// (For the same reason a log emptied with DeleteRecords begins at 0 after a restart.) Files are freed by
+// the segment, 16 MiB unless the topic says otherwise. Group offsets are kept for a week after the group
+// was last used, as Kafka does.
 //
 // # What it does not do
 //
@@ -71,6 +75,7 @@ type Server struct {
 	cluster *kfake.Cluster
 	addr    string
 	lock    *os.File
+	janitor *janitor
 	stop    sync.Once
 	stopped chan struct{}
 }
@@ -99,17 +104,25 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 		kfake.ListenFn(func(network, _ string) (net.Listener, error) { return net.Listen(network, c.Addr) }),
 		kfake.BrokerConfigs(map[string]string{
 			"message.max.bytes":      maxBatchBytes,
-			"log.cleaner.backoff.ms": "60000",
+			"log.segment.bytes":      "16777216",
+			"log.cleaner.backoff.ms": "31536000000", // a year: see janitor
 		}),
 	)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("embedded kafka: %w", err), lock.Close())
 	}
-	return &Server{cluster: cluster, addr: cluster.ListenAddrs()[0], lock: lock, stopped: make(chan struct{})}, nil
+	s := &Server{cluster: cluster, addr: cluster.ListenAddrs()[0], lock: lock, stopped: make(chan struct{})}
+	if s.janitor, err = startJanitor(s.addr, c.Logger); err != nil {
+		return nil, errors.Join(fmt.Errorf("embedded kafka: %w", err), s.Stop(context.WithoutCancel(ctx)))
+	}
+	return s, nil
 }
 
 // Addr is the host:port in use.
 func (s *Server) Addr() string { return s.addr }
+
+// ApplyRetention applies the topics' retention now.
+func (s *Server) ApplyRetention(ctx context.Context) error { return s.janitor.sweep(ctx) }
 
 // Stop closes the listener and the connections, writes and flushes everything, and gives the folder free. When
 // ctx ends first that goes on in the background; what was acknowledged is safe either way.
@@ -117,6 +130,9 @@ func (s *Server) Stop(ctx context.Context) error {
 	s.stop.Do(func() {
 		go func() {
 			defer close(s.stopped)
+			if s.janitor != nil {
+				s.janitor.stop()
+			}
 			s.cluster.Close()
 			_ = s.lock.Close()
 		}()
