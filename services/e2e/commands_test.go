@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -77,7 +78,7 @@ func (s *stack) ready(ts *testscript.TestScript) {
 	ts.Check(poll(func() error {
 		select {
 		case <-s.ended: // Never, when the scenario started its stack itself.
-			return fatalError{fmt.Errorf("the stack ended: %v\n%s", s.err, ts.ReadFile("up.log"))}
+			return fatalError{fmt.Errorf("the stack ended: %w\n%s", s.err, ts.ReadFile("up.log"))}
 		default:
 		}
 		text, err := os.ReadFile(ts.Getenv("VERBATIM_DATA") + "/endpoints.json")
@@ -221,7 +222,7 @@ func poll(try func() error) error {
 		if err == nil {
 			return nil
 		}
-		if _, fatal := err.(fatalError); fatal || time.Now().After(deadline) {
+		if errors.As(err, &fatalError{}) || time.Now().After(deadline) {
 			return err
 		}
 		time.Sleep(50 * time.Millisecond) // The pace of asking another process, which sends no signal.

@@ -75,7 +75,7 @@ func (p *Projector) Handle(m *message.Message) error {
 	e, err := codec.FromMessage(m)
 	if err != nil {
 		p.skipped.Inc()
-		return nil
+		return nil //nolint:nilerr // The recorder dead-letters it.
 	}
 	at, ok := kafka.PositionFromContext(m.Context())
 	if !ok {

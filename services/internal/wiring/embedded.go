@@ -2,6 +2,7 @@ package wiring
 
 import (
 	"context"
+	"errors"
 
 	"verbatim.dev/events/kafka"
 	"verbatim.dev/projections/clickhouse"
@@ -44,8 +45,7 @@ func (s *setup) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer store.Close()
-	return store.Migrate(ctx)
+	return errors.Join(store.Migrate(ctx), store.Close())
 }
 
 // Stop implements lifecycle.Service.
