@@ -68,10 +68,10 @@ func (a *attempt) run(life context.Context) {
 	}
 	a.facts.Close()
 	if err := <-sent; err != nil {
-		a.log.Error("facts are lost", "error", err)
+		a.log.ErrorContext(life, "facts are lost", "error", err)
 	}
 	a.runner.metrics.ended.WithLabelValues(a.outcome).Inc()
-	a.log.Info("attempt is over", "outcome", a.outcome)
+	a.log.InfoContext(life, "attempt is over", "outcome", a.outcome)
 }
 
 // guard keeps a panic inside the attempt.
@@ -99,7 +99,7 @@ func (a *attempt) live(life context.Context) {
 	where, limits, p, err := a.start()
 	defer func() {
 		if err := where.remove(); err != nil {
-			a.log.Warn("working directory is left behind", "error", err)
+			a.log.WarnContext(life, "working directory is left behind", "error", err)
 		}
 	}()
 	if err != nil {
@@ -129,7 +129,7 @@ func (a *attempt) live(life context.Context) {
 
 	w := newWatch(a, p, capture, limits, drained)
 	if err := a.guard("watch", func() {
-		a.log.Info("process started", "pid", p.PID)
+		a.log.InfoContext(life, "process started", "pid", p.PID)
 		w.run(life)
 	}); err != nil {
 		w.giveUp(err)

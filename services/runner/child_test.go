@@ -19,6 +19,7 @@ import (
 
 	"verbatim.dev/events"
 	"verbatim.dev/events/codec"
+	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
 	"verbatim.dev/services/runner"
 )
 
@@ -79,7 +80,21 @@ func playChild(role string) int {
 		fmt.Println("ready")
 		select {}
 	case "runner-without-sigchld":
-		return playRunnerWithoutSigchld()
+		return playRunner(shell(`echo all of it; echo and this >&2; exit 3`), func() error {
+			signal.Ignore(syscall.SIGCHLD)
+			return nil
+		})
+	case "runner-without-descriptors":
+		return playRunner(shell(`echo never`), func() error {
+			spare, err := os.Open(os.DevNull)
+			if err != nil {
+				return err
+			}
+			defer spare.Close()
+			// Two more than are open now: enough for a file, too few for three pipes.
+			most := uint64(spare.Fd()) + 2
+			return syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: most, Max: most})
+		})
 	default:
 		return complain(fmt.Errorf("unknown role %q", role))
 	}
@@ -126,15 +141,16 @@ func playBlocked(argument string) int {
 	return 0
 }
 
-// playRunnerWithoutSigchld runs a runner in a process that ignores SIGCHLD, so that the kernel reaps and
-// waitid(2) answers ECHILD. It prints the facts.
-func playRunnerWithoutSigchld() int {
-	signal.Ignore(syscall.SIGCHLD)
+// playRunner runs a runner in a process of which something was changed, gives it one spec, and prints the facts.
+func playRunner(spec *executionv1.Prepared, change func() error) int {
 	data, err := os.MkdirTemp("", "verbatim-runner-test-")
 	if err != nil {
 		return complain(err)
 	}
 	defer os.RemoveAll(data)
+	if err := change(); err != nil {
+		return complain(err)
+	}
 	l := newLog()
 	r, err := runner.New(runner.Config{ID: "r1", DataDir: data}, l, func(context.Context, *message.Message) error { return nil })
 	if err != nil {
@@ -144,7 +160,7 @@ func playRunnerWithoutSigchld() int {
 	if err != nil {
 		return complain(err)
 	}
-	e, err := events.Producer{Name: "preparer", Source: "/verbatim/preparer"}.Event(id, 1, 1, time.Now(), shell(`echo all of it; echo and this >&2; exit 3`))
+	e, err := events.Producer{Name: "preparer", Source: "/verbatim/preparer"}.Event(id, 1, 1, time.Now(), spec)
 	if err != nil {
 		return complain(err)
 	}

@@ -76,6 +76,7 @@ func (c Config) withDefaults() Config {
 	if c.Host == "" {
 		c.Host, _ = os.Hostname()
 	}
+	c.Host = oneLine(c.Host)
 	if c.Slots == 0 {
 		c.Slots = 64
 	}

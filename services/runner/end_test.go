@@ -56,15 +56,15 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
-// With SIGCHLD ignored the kernel reaps by itself and the exit status is gone: that is all that is lost.
-func TestWaitFails(t *testing.T) {
-	t.Parallel()
+// inOtherRunner lets the test binary play a runner, and returns what its only attempt says.
+func inOtherRunner(t *testing.T, role string) story {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), self)
-	cmd.Env = append(os.Environ(), childVariable+"=runner-without-sigchld")
+	cmd.Env = append(os.Environ(), childVariable+"="+role)
 	cmd.Stderr = t.Output()
 	out, err := cmd.Output()
 	if err != nil {
@@ -84,7 +84,13 @@ func TestWaitFails(t *testing.T) {
 			Type: f.Type, Data: data, Sequence: uint64(len(l.facts["x"]) + 1), Attempt: 1, Source: "/verbatim/runner/r1", Traceparent: traceparent,
 		})
 	}
-	s := l.tell(t, "x")
+	return l.tell(t, "x")
+}
+
+// With SIGCHLD ignored the kernel reaps by itself and the exit status is gone: that is all that is lost.
+func TestWaitFails(t *testing.T) {
+	t.Parallel()
+	s := inOtherRunner(t, "runner-without-sigchld")
 	failed := one[*executionv1.WaitFailed](t, s)
 	if failed.GetErrno() != int32(syscall.ECHILD) || !strings.Contains(failed.GetCause(), "no child processes") {
 		t.Errorf("wait: %v", failed)

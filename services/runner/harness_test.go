@@ -278,7 +278,7 @@ func (f fixture) start(t *testing.T, spec *executionv1.Prepared) string {
 	return id
 }
 
-func prepared(t *testing.T, spec *executionv1.Prepared) (*message.Message, string) {
+func prepared(t testing.TB, spec *executionv1.Prepared) (*message.Message, string) {
 	t.Helper()
 	id, err := events.NewExecutionID()
 	if err != nil {
@@ -287,7 +287,7 @@ func prepared(t *testing.T, spec *executionv1.Prepared) (*message.Message, strin
 	return preparedAs(t, id, spec), id
 }
 
-func preparedAs(t *testing.T, id string, spec *executionv1.Prepared) *message.Message {
+func preparedAs(t testing.TB, id string, spec *executionv1.Prepared) *message.Message {
 	t.Helper()
 	e, err := events.Producer{Name: "preparer", Source: "/verbatim/preparer"}.Event(id, 1, 1, time.Now(), spec)
 	if err != nil {

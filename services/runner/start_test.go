@@ -97,6 +97,33 @@ func TestStartFailures(t *testing.T) {
 	}
 }
 
+func TestNoDescriptors(t *testing.T) {
+	t.Parallel()
+	s := inOtherRunner(t, "runner-without-descriptors")
+	failed := one[*executionv1.StartFailed](t, s)
+	if failed.GetReason() != executionv1.StartFailureReason_START_FAILURE_REASON_RESOURCES || failed.GetErrno() != int32(syscall.EMFILE) {
+		t.Errorf("start: %v", failed)
+	}
+}
+
+func TestNoWorkingDirectoryCanBeMade(t *testing.T) {
+	t.Parallel()
+	f := newRunner(t, nil)
+	work := f.data + "/work"
+	if err := errors.Join(os.Remove(work), os.WriteFile(work, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	s := f.log.tell(t, f.start(t, shell(`echo never`)))
+	failed := one[*executionv1.StartFailed](t, s)
+	if failed.GetReason() != executionv1.StartFailureReason_START_FAILURE_REASON_RESOURCES || !strings.Contains(failed.GetMessage(), "make working directory") {
+		t.Errorf("start: %v", failed)
+	}
+	if err := errors.Join(os.Remove(work), os.Mkdir(work, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	f.log.tell(t, f.start(t, shell(`echo again`)))
+}
+
 func TestProgramIsFoundAsTheChildWould(t *testing.T) {
 	t.Parallel()
 	f := newRunner(t, nil)

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -91,5 +92,21 @@ func TestTimeoutWhileStdinWaits(t *testing.T) {
 	}
 	if got := signals(s); len(got) != 1 || string(s.output[stdout]) != "x\n" {
 		t.Errorf("signals %v, stdout %q", got, s.output[stdout])
+	}
+}
+
+// A daemon inherited the pipe and reads nothing: the writer would wait for ever, if the end of the process did not end it.
+func TestGrandchildHoldsStdin(t *testing.T) {
+	t.Parallel()
+	f := newRunner(t, nil)
+	spec := shell(`exec 3<&0; setsid sleep 600 <&3 >/dev/null 2>&1 & echo $!`)
+	spec.Stdin = noise(9, 8<<20)
+	s := f.log.tell(t, f.start(t, spec))
+	_ = syscall.Kill(atoi(t, s.output[stdout]), syscall.SIGKILL)
+	if failed := one[*executionv1.StdinWriteFailed](t, s); failed.GetCause() != "the process ended before it read all of its standard input" || failed.GetAcceptedBytes() == 0 {
+		t.Errorf("stdin: %v", failed)
+	}
+	if exit := one[*executionv1.ProcessExited](t, s); exit.GetExitCode() != 0 {
+		t.Errorf("exit: %v", exit)
 	}
 }

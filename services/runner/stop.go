@@ -45,9 +45,17 @@ func (r *Runner) Stop(ctx context.Context) error {
 	}
 	left = len(r.Running())
 	r.abort(fmt.Errorf("%w: %w", ErrStopping, context.Cause(ctx)))
-	<-idle
+	select {
+	case <-idle:
+	case <-time.After(lastWait):
+		return fmt.Errorf("stop runner: time is up, and some attempts do not end: %v", r.Running())
+	}
 	return r.over(left)
 }
+
+// lastWait bounds what comes after the end of the context: killing, reaping, and a publisher or a claim that does not
+// look at its context.
+const lastWait = 5 * time.Second
 
 func (r *Runner) over(left int) error {
 	r.abort(ErrStopping) // Frees the context; nobody waits on it any more.

@@ -51,11 +51,8 @@ func fork(path string, s Spec, files [3]*os.File) (int, exitHandle, error) {
 	if pidfd < 0 {
 		return pid, exitHandle{}, nil
 	}
-	// Non-blocking, or os.NewFile would not give it to the poller.
-	if err := unix.SetNonblock(pidfd, true); err != nil {
-		_ = unix.Close(pidfd)
-		return pid, exitHandle{}, nil
-	}
+	// Non-blocking, or os.NewFile would not give it to the poller. When that fails, Wait waits in a thread.
+	_ = unix.SetNonblock(pidfd, true)
 	return pid, exitHandle{os.NewFile(uintptr(pidfd), "pidfd")}, nil
 }
 
