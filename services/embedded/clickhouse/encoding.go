@@ -20,20 +20,20 @@ import (
 const decodeMemory = 128 << 20
 
 // decodeBody undoes the request's Content-Encoding and then ClickHouse's own block compression (decompress=1).
-func decodeBody(body io.Reader, encoding string, params url.Values) (io.Reader, func(), error) {
-	closer := func() {}
+func decodeBody(raw io.Reader, encoding string, params url.Values) (io.Reader, func(), error) {
+	body, closer := raw, func() {}
 	switch strings.ToLower(encoding) {
 	case "", "identity":
 	case "gzip", "x-gzip":
-		body = &lazyReader{open: func() (io.Reader, error) { return gzip.NewReader(body) }}
+		body = &lazyReader{open: func() (io.Reader, error) { return gzip.NewReader(raw) }}
 	case "deflate":
-		body = &lazyReader{open: func() (io.Reader, error) { return zlib.NewReader(body) }}
+		body = &lazyReader{open: func() (io.Reader, error) { return zlib.NewReader(raw) }}
 	case "br":
-		body = brotli.NewReader(body)
+		body = brotli.NewReader(raw)
 	case "lz4":
-		body = lz4.NewReader(body)
+		body = lz4.NewReader(raw)
 	case "zstd":
-		decoder, err := zstd.NewReader(body, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(decodeMemory))
+		decoder, err := zstd.NewReader(raw, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(decodeMemory))
 		if err != nil {
 			return nil, nil, fmt.Errorf("decode the request: %w", err)
 		}
@@ -176,6 +176,19 @@ func (w *blockWriter) Flush() error {
 	}
 	w.buf = w.buf[:0]
 	_, err := w.out.Write(w.packer.Data)
+	return err
+}
+
+// writePlain writes p in a block of its own that is not compressed. Readers take it like any other, and whoever looks
+// at the raw bytes, as clickhouse-go does for an exception, can read it.
+func (w *blockWriter) writePlain(p []byte) error {
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	packer := w.packer
+	w.packer, w.buf = compress.NewWriter(0, compress.None), append(w.buf, p...)
+	err := w.Flush()
+	w.packer = packer
 	return err
 }
 

@@ -107,8 +107,13 @@ const (
 	killLast  = 640 * time.Millisecond
 )
 
-// guarded runs work, which uses a connection whose setting log_comment ends with mark, and cancels its statement when
-// ctx ends. It returns when work has returned.
+// markSetting is the setting that tells the statements of one request from all others in system.processes. The engine
+// chooses query ids itself, and a statement may set log_comment; this setting is inert here, because there are no
+// replicas.
+const markSetting = "cluster_for_parallel_replicas"
+
+// guarded runs work, which uses a connection whose markSetting is mark, and cancels its statement when ctx ends. It
+// returns when work has returned.
 func (e *engine) guarded(ctx context.Context, mark string, work func() error) error {
 	done := make(chan struct{})
 	var watcher sync.WaitGroup
@@ -133,7 +138,7 @@ func (e *engine) guarded(ctx context.Context, mark string, work func() error) er
 	return err
 }
 
-// kill asks the engine to cancel the statements whose log_comment ends with mark. The C API cannot cancel a statement
+// kill asks the engine to cancel the statements that carry mark. The C API cannot cancel a statement
 // that has not answered yet, KILL QUERY on another connection can.
 func (e *engine) kill(mark string) {
 	c, err := e.connect()
@@ -142,7 +147,7 @@ func (e *engine) kill(mark string) {
 	}
 	defer c.close()
 	// The answer does not matter: a statement that ended meanwhile is as good as a cancelled one.
-	_ = c.exec("KILL QUERY WHERE endsWith(Settings['log_comment'], " + quoteString(mark) + ") ASYNC")
+	_ = c.exec("KILL QUERY WHERE Settings['" + markSetting + "'] = " + quoteString(mark) + " ASYNC")
 }
 
 // newMark makes a mark for guarded.
@@ -171,9 +176,16 @@ const engineConfig = `<clickhouse>
 
 // engineUsers gives the one user what a database needs, and nothing that reaches outside of its folder: no files, no
 // network, no dictionaries (an executable source runs a program), no SYSTEM SHUTDOWN. The engine would allow all of
-// that by default, to anybody on this machine who can connect. Inserts are synchronous: an answer means stored.
+// that by default, to anybody on this machine who can connect. Inserts are synchronous: an answer means stored. The parser
+// cannot be cancelled, and with a depth of a million it works on 20,000 parentheses for minutes.
 const engineUsers = `<clickhouse>
-    <profiles><default><async_insert>0</async_insert><implicit_select>0</implicit_select></default></profiles>
+    <profiles>
+        <default>
+            <async_insert>0</async_insert>
+            <implicit_select>0</implicit_select>
+            <constraints><max_parser_depth><max>16000</max></max_parser_depth></constraints>
+        </default>
+    </profiles>
     <users>
         <default>
             <password></password>

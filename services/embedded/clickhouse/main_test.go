@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -124,4 +125,13 @@ func post(t testing.TB, sql string, params ...string) string {
 func child(role string) int {
 	fmt.Fprintln(os.Stderr, "no such role", role)
 	return 2
+}
+
+func glob(t testing.TB, pattern string) []string {
+	t.Helper()
+	matches, err := filepath.Glob(pattern)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return matches
 }

@@ -78,10 +78,10 @@ func (q *request) prepare(c *conn, mark string) error {
 		return err
 	}
 	var set strings.Builder
-	set.WriteString("SET log_comment = " + quoteString(strings.TrimSpace(q.setting("log_comment", "")+" "+mark)))
+	set.WriteString("SET " + markSetting + " = " + quoteString(mark))
 	readonly := q.readOnly && !q.params.Has("session_id")
 	for _, s := range q.settings {
-		if s.name == "log_comment" || !q.engineSetting(s.name) {
+		if !q.engineSetting(s.name) {
 			continue
 		}
 		readonly = readonly && s.name != "readonly"
@@ -285,7 +285,7 @@ func (q *request) enterSession(c *conn) (func() error, error) {
 	if err != nil {
 		return nil, err
 	}
-	names := []string{"log_comment"}
+	var names []string
 	for _, s := range q.settings {
 		if q.engineSetting(s.name) {
 			names = append(names, s.name)
@@ -308,6 +308,9 @@ func (q *request) enterSession(c *conn) (func() error, error) {
 			if err := c.exec("USE " + quoteIdentifier(database)); err != nil {
 				return err
 			}
+		}
+		if len(back) == 0 {
+			return nil
 		}
 		return c.exec("SET " + strings.Join(back, ", "))
 	}, nil

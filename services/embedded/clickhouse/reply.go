@@ -224,8 +224,13 @@ func (r *reply) fail(e *exception) {
 func (r *reply) breakOff(e *exception) {
 	text := strings.TrimRight(e.body(r.version), "\n")
 	frame := "\r\n__exception__\r\n" + r.tag + "\r\n" + text + "\n" + strconv.Itoa(len(text)) + " " + r.tag + "\r\n__exception__\r\n"
-	if r.out != nil {
-		_, _ = io.WriteString(r.out, frame) // nothing is left to say it with if this does not get through
+	// Nothing is left to say it with if this does not get through.
+	switch out := r.out.(type) {
+	case nil:
+	case *blockWriter:
+		_ = out.writePlain([]byte(frame))
+	default:
+		_, _ = io.WriteString(out, frame)
 	}
 	for i := len(r.layers) - 1; i >= 0; i-- {
 		_ = r.layers[i].Flush()

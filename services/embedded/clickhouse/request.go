@@ -109,6 +109,8 @@ func (q *request) sortParams() error {
 		switch {
 		case name == "async_insert" || name == "wait_for_async_insert":
 			continue // an answer always means stored, which is the most that the two can ask for
+		case name == markSetting:
+			return raise(codeNotImplemented, "NOT_IMPLEMENTED", "The setting %s is not available in the embedded engine", name)
 		case name == "dialect" && values[0] != "clickhouse":
 			return raise(codeNotImplemented, "NOT_IMPLEMENTED", "The embedded engine speaks the ClickHouse dialect only")
 		case name == "readonly" && q.readOnly && values[0] == "0":
