@@ -84,6 +84,11 @@ func playChild(role string) int {
 			signal.Ignore(syscall.SIGCHLD)
 			return nil
 		})
+	case "runner-with-inherited":
+		return playRunner(shell(`exec ls /proc/self/fd`), func() error {
+			_, err := syscall.Dup(2) // Not closed on exec, like one that was left open by whoever started the runner.
+			return err
+		})
 	case "runner-without-descriptors":
 		return playRunner(shell(`echo never`), func() error {
 			spare, err := os.Open(os.DevNull)

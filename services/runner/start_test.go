@@ -183,7 +183,7 @@ func TestProcessHasAWorldOfItsOwn(t *testing.T) {
 		t.Errorf("descriptors in non-blocking mode: %s", s.output[stdout])
 	}
 	// ls opens one more, for the directory that it lists.
-	if s := f.log.tell(t, f.start(t, shell(`exec ls /proc/self/fd`))); string(s.output[stdout]) != "0\n1\n2\n3\n" {
+	if s := inOtherRunner(t, "runner-with-inherited"); string(s.output[stdout]) != "0\n1\n2\n3\n" {
 		t.Errorf("open descriptors: %q", s.output[stdout])
 	}
 }

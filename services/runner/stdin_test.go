@@ -99,7 +99,7 @@ func TestTimeoutWhileStdinWaits(t *testing.T) {
 func TestGrandchildHoldsStdin(t *testing.T) {
 	t.Parallel()
 	f := newRunner(t, nil)
-	spec := shell(`exec 3<&0; setsid sleep 600 <&3 >/dev/null 2>&1 & echo $!`)
+	spec := shell(`exec 3<&0; head -c 1 <&3 >/dev/null; setsid sleep 600 <&3 >/dev/null 2>&1 & echo $!`)
 	spec.Stdin = noise(9, 8<<20)
 	s := f.log.tell(t, f.start(t, spec))
 	_ = syscall.Kill(atoi(t, s.output[stdout]), syscall.SIGKILL)
