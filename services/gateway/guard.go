@@ -24,6 +24,8 @@ type response struct {
 	http.ResponseWriter
 	controller *http.ResponseController
 	status     int
+	// failed is why a write did not reach the client.
+	failed error
 }
 
 func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
@@ -42,7 +44,11 @@ func (w *response) Write(p []byte) (int, error) {
 	if err := w.controller.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 		return 0, fmt.Errorf("set write deadline: %w", err)
 	}
-	return w.ResponseWriter.Write(p)
+	n, err := w.ResponseWriter.Write(p)
+	if err != nil {
+		w.failed = err
+	}
+	return n, err
 }
 
 // handler is the whole chain, from the outside to the inside:
@@ -61,6 +67,9 @@ func (g *Gateway) observed(next http.Handler) http.Handler {
 		rw := &response{ResponseWriter: w, controller: http.NewResponseController(w)}
 		defer func() {
 			p := recover()
+			if p != nil && rw.failed != nil {
+				p = http.ErrAbortHandler // huma panics when its client is gone.
+			}
 			if p != nil && p != http.ErrAbortHandler { //nolint:errorlint // It is thrown as it is.
 				g.c.Logger.ErrorContext(r.Context(), "a request panicked", "method", r.Method, "route", r.Pattern, "panic", fmt.Sprint(p), "stack", stack())
 				if rw.status == 0 {

@@ -244,7 +244,14 @@ func TestACancelEndsAProcess(t *testing.T) {
 	t.Parallel()
 	s := newStack(t)
 	s.sinks()
-	id := s.submit("sh", "-c", "echo begun; sleep 600")
+	// It outlives the first cancel for a while, so that there is a second one.
+	accepted, err := s.client.Submit(t.Context(), api.SubmitRequest{
+		Command: &api.Command{Argv: []string{"sh", "-c", "trap '' TERM; echo begun; sleep 600"}}, Grace: "4s",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := accepted.ExecutionID
 	go func() {
 		for f, err := range s.client.Tail(t.Context(), id) {
 			if err != nil || f.Name != "OutputChunk" {
@@ -315,6 +322,54 @@ func TestATailNeedsNoSink(t *testing.T) {
 	}
 	if got := s.output(id, ""); string(got) != "1\n2\n3\n4\n5\n" {
 		t.Errorf("%q", got)
+	}
+}
+
+// A request that Kafka did not acknowledge is refused in time, and sent again it runs once.
+func TestARequestIsSentAgainAfterAnOutage(t *testing.T) {
+	t.Parallel()
+	s := newStack(t)
+	s.sinks()
+	id, err := events.NewExecutionID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	post := func() (int, string) {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.url+"/v1/executions", strings.NewReader(`{"command":{"argv":["echo","once"]}}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set(api.HeaderIdempotencyKey, id)
+		resp, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, string(body)
+	}
+	addr := s.kafka.Addr()
+	s.stopKafka()
+	begun := time.Now()
+	if status, body := post(); status != http.StatusServiceUnavailable || time.Since(begun) > 10*time.Second || !strings.Contains(body, id) {
+		t.Errorf("without a broker: %d %s after %s", status, body, time.Since(begun))
+	}
+	s.startKafka(addr)
+	for range 2 {
+		if status, body := post(); status != http.StatusAccepted {
+			t.Fatalf("%d %s", status, body)
+		}
+	}
+	if _, stdout := s.follow(id); string(stdout) != "once\n" {
+		t.Errorf("%q", stdout)
+	}
+	row, err := s.client.Get(t.Context(), id)
+	if err != nil || row.Facts["ProcessStarted"] != 1 || row.Facts["ExecutionRequested"] != 1 || len(row.Contradictions) != 0 {
+		t.Errorf("%s: %v", row.Raw, err)
 	}
 }
 
