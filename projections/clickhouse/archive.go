@@ -22,7 +22,7 @@ type ArchivedEvent struct {
 	Topic     string
 	Partition int
 	Offset    int64
-	// ReceivedAt is the record's time at the broker.
+	// ReceivedAt is the record's time at the broker; 1970-01-01 when it is none that the archive can hold (years 1970 to 2261).
 	ReceivedAt time.Time
 	// Headers are the record's, name and value.
 	Headers [][2]string
@@ -70,11 +70,15 @@ func (b *eventBatch) add(a ArchivedEvent) error {
 	b.id = append(b.id, e.ID)
 	b.typ = append(b.typ, e.Type)
 	var at *time.Time
-	if !e.Time.IsZero() {
+	if storable(e.Time) {
 		at = &e.Time
 	}
 	b.at = append(b.at, at)
-	b.received = append(b.received, a.ReceivedAt)
+	received := a.ReceivedAt
+	if !storable(received) {
+		received = time.Unix(0, 0)
+	}
+	b.received = append(b.received, received)
 	b.topic = append(b.topic, a.Topic)
 	b.partition = append(b.partition, int32(a.Partition))
 	b.offset = append(b.offset, a.Offset)
@@ -94,6 +98,10 @@ func (b *eventBatch) add(a ArchivedEvent) error {
 	b.outLength = append(b.outLength, uint32(len(c.GetData())))
 	return nil
 }
+
+// storable says whether DateTime64(9) holds a time. A record's time is what its producer made it, and a column that refuses it
+// would hold up every batch the record is in.
+func storable(t time.Time) bool { return t.Year() >= 1970 && t.Year() <= 2261 }
 
 // columns are in the order of eventColumns.
 func (b *eventBatch) columns() []any {

@@ -98,9 +98,6 @@ func (a *attempt) seal(waiting *int) {
 
 // sealOf is what the seal states of a stream, nil when it states nothing.
 func (a *attempt) sealOf(index int) *executionv1.StreamSeal {
-	if !a.sealed.set {
-		return nil
-	}
 	for _, s := range a.sealed.data.GetStreams() {
 		if streamIndex(s.GetStream()) == index {
 			return s

@@ -216,3 +216,23 @@ func TestEmptyIsNotUnknown(t *testing.T) {
 		}
 	}
 }
+
+// Two versions of bytes that are kept nowhere: which of them is in the digest depends on the order, so the
+// digest says nothing, in every order.
+func TestContradictionOutsideOfWhatIsKept(t *testing.T) {
+	t.Parallel()
+	text := strings.Repeat("0123456789", 40_000)
+	all := tell(t).in(1, out(0, text), out(100_000, "other"), seal(len(text), text, 0, "")).all
+	for _, order := range [][]int{{0, 1, 2}, {1, 0, 2}, {2, 1, 0}} {
+		var es []events.Event
+		for _, i := range order {
+			es = append(es, all[i])
+		}
+		if r := Fold(testID, es); r.Complete != nil || r.StdoutDigestMatch != nil {
+			t.Errorf("order %v: complete %s, digest %s", order, show(r.Complete), show(r.StdoutDigestMatch))
+		}
+	}
+	if r := Fold(testID, []events.Event{all[0], all[0], all[2], all[0]}); !*r.Complete {
+		t.Error("a resend of one fact was taken for a contradiction")
+	}
+}

@@ -240,3 +240,19 @@ func TestTimeOfTheBroker(t *testing.T) {
 		}
 	}
 }
+
+// A fact without a time that reached the broker twice happened when it first did, in any order.
+func TestTimeOfAResend(t *testing.T) {
+	t.Parallel()
+	e := tell(t).in(1, prepared).all[0]
+	e.Time = time.Time{}
+	for _, received := range [][]time.Time{{testTime, testTime.Add(time.Hour)}, {testTime.Add(time.Hour), testTime}, {{}, testTime}} {
+		s := New(testID)
+		for _, at := range received {
+			s.Apply(e, at)
+		}
+		if got := s.Row().PreparedAt; got == nil || !got.Equal(testTime) {
+			t.Errorf("received %v: %s", received, show(got))
+		}
+	}
+}

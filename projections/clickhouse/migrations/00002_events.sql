@@ -14,7 +14,7 @@ CREATE TABLE IF NOT EXISTS events
     id String COMMENT 'With source it names the event' CODEC(ZSTD(1)),
     type LowCardinality(String) COMMENT 'CloudEvents type',
     time Nullable(DateTime64(9, 'UTC')) COMMENT 'When it happened, by the producer''s clock',
-    received_at DateTime64(9, 'UTC') COMMENT 'Time of the Kafka record' CODEC(DoubleDelta, ZSTD(1)),
+    received_at DateTime64(9, 'UTC') COMMENT 'Time of the Kafka record; 1970-01-01 when it is not usable' CODEC(DoubleDelta, ZSTD(1)),
     topic LowCardinality(String),
     kafka_partition Int32 CODEC(ZSTD(1)),
     kafka_offset Int64 CODEC(Delta, ZSTD(1)),

@@ -191,6 +191,22 @@ func TestInsertManyDays(t *testing.T) {
 	}
 }
 
+// A record's time is what its producer made it. None may hold up a batch.
+func TestHostileRecordTimes(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	f := factsOf(t, idAt(testTime, 1))
+	for i, at := range []time.Time{{}, time.UnixMilli(-1), time.UnixMilli(1<<63 - 1), time.UnixMilli(-1 << 63), time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC), testTime} {
+		f.chunk(1, executionv1.Stream_STREAM_STDOUT, uint64(i), []byte("x"))
+		f.all[i].ReceivedAt = at
+	}
+	must(t, s.InsertEvents(t.Context(), f.all))
+	got := collect(t, s.Events(t.Context(), f.id, -1))
+	if len(got) != len(f.all) || !got[0].ReceivedAt.Equal(time.Unix(0, 0)) || !got[5].ReceivedAt.Equal(testTime) {
+		t.Fatalf("%d events: %+v", len(got), got)
+	}
+}
+
 func TestInsertRefusesWhatHasNoPlace(t *testing.T) {
 	t.Parallel()
 	s := open(t)
