@@ -3,6 +3,7 @@ package storetest
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
 	"verbatim.dev/projections/clickhouse"
 	"verbatim.dev/projections/execution"
+	"verbatim.dev/services/embedded/clickhouse/clickhousetest"
 )
 
 // A row with every column filled in comes back byte for byte, and so does one of which nothing is known.
@@ -98,6 +100,26 @@ func TestLoadStatesAndGoOn(t *testing.T) {
 			state.Apply(a.Event, a.ReceivedAt)
 		}
 		sameRow(t, f.state().Row(), state.Row())
+	}
+}
+
+// A state that cannot be read is named, and does not take the others with it.
+func TestLoadStatesWithADamagedOne(t *testing.T) {
+	t.Parallel()
+	dsn := clickhousetest.Database(t)
+	s := connect(t, dsn)
+	must(t, s.Migrate(t.Context()))
+	good := factsOf(t, idAt(testTime, 1))
+	good.say(1, &executionv1.ProcessStarted{Pid: 1})
+	must(t, s.InsertRows(t.Context(), []*execution.State{good.state()}))
+	damaged := idAt(testTime, 2)
+	exec(t, dsn, "INSERT INTO executions (created_day, execution_id, state, version) VALUES ('2026-11-25', '"+damaged+"', 'no state', 1)")
+	loaded, err := s.LoadStates(t.Context(), []string{damaged, good.id})
+	if !errors.Is(err, execution.ErrState) || !strings.Contains(err.Error(), damaged) {
+		t.Errorf("the error is %v", err)
+	}
+	if len(loaded) != 1 || loaded[good.id] == nil {
+		t.Fatalf("loaded are %v", loaded)
 	}
 }
 

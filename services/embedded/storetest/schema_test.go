@@ -5,6 +5,9 @@ import (
 	"database/sql"
 	"errors"
 	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -111,6 +114,49 @@ func TestServerAway(t *testing.T) {
 			t.Errorf("open of a malformed address: %v", err)
 		}
 	}
+}
+
+// The server goes away and comes back: calls in between end with an error, calls after that work, on the same store.
+func TestServerComesBack(t *testing.T) {
+	t.Parallel()
+	ctx := deadline(t, time.Minute)
+	dsn := clickhousetest.Database(t)
+	target, err := url.Parse(dsn)
+	must(t, err)
+	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: target.Host})
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	proxy.Transport = transport
+	listen := func(address string) *http.Server {
+		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+		must(t, err)
+		server := &http.Server{Addr: listener.Addr().String(), Handler: proxy, ReadHeaderTimeout: time.Minute}
+		go func() { _ = server.Serve(listener) }()
+		t.Cleanup(func() { _ = server.Close() })
+		return server
+	}
+	server := listen("127.0.0.1:0")
+	target.Host = server.Addr
+	s := connect(t, target.String())
+	must(t, s.Migrate(ctx))
+	f := factsOf(t, idAt(testTime, 1))
+	f.chunk(1, executionv1.Stream_STREAM_STDOUT, 0, []byte("x"))
+	must(t, s.InsertEvents(ctx, f.all))
+
+	must(t, server.Close())
+	_, rowErr := s.Row(ctx, f.id)
+	for name, err := range map[string]error{"events": s.InsertEvents(ctx, f.all), "rows": s.InsertRows(ctx, []*execution.State{f.state()}), "row": rowErr, "ping": s.Ping(ctx)} {
+		if err == nil || errors.Is(err, clickhouse.ErrNotFound) || ctx.Err() != nil {
+			t.Errorf("%s with the server away: %v", name, err)
+		}
+	}
+
+	listen(server.Addr)
+	must(t, s.InsertEvents(ctx, f.all))
+	must(t, s.InsertRows(ctx, []*execution.State{f.state()}))
+	got, err := s.Row(ctx, f.id)
+	must(t, err)
+	sameRow(t, f.state().Row(), got)
 }
 
 // A cancelled call ends as such.
