@@ -2,6 +2,7 @@ package process_test
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -44,6 +45,9 @@ func TestNumberIsOursUntilRelease(t *testing.T) {
 	exit, err := p.Wait()
 	if err != nil || exit.Code != 9 || exit.Signal != 0 {
 		t.Fatalf("exit %+v, %v", exit, err)
+	}
+	if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID)); err != nil || !strings.Contains(string(stat), ") Z ") {
+		t.Errorf("the ended process is no zombie any more: %s %v", stat, err)
 	}
 	if others, err := p.GroupHasOthers(); err != nil || !others {
 		t.Errorf("the child is in the group: %v, %v", others, err)
