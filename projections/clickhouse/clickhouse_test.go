@@ -70,8 +70,13 @@ func TestCutOfChunk(t *testing.T) {
 		want     string
 		offset   uint64
 	}{
-		{0, math.MaxUint64, "abcd", 10}, {10, 14, "abcd", 10}, {11, 13, "bc", 11}, {13, math.MaxUint64, "d", 13}, {0, 11, "a", 10},
-		{14, 20, "", 10}, {0, 10, "", 10},
+		{0, math.MaxUint64, "abcd", 10},
+		{10, 14, "abcd", 10},
+		{11, 13, "bc", 11},
+		{13, math.MaxUint64, "d", 13},
+		{0, 11, "a", 10},
+		{14, 20, "", 10},
+		{0, 10, "", 10},
 	} {
 		chunk := Chunk{Offset: 10, Data: []byte("abcd")}
 		if chunk.cut(c.from, c.to); string(chunk.Data) != c.want || chunk.Offset != c.offset {
