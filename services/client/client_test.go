@@ -171,7 +171,8 @@ func facts(w http.ResponseWriter, offsets ...int64) {
 	w.Header().Set("Content-Type", "text/event-stream")
 	fmt.Fprint(w, "retry: 1000\r\n\r\n: alive\n\n")
 	for _, o := range offsets {
-		data, _ := json.Marshal(api.Fact{Offset: o, Name: "OutputChunk"})
+		fact := api.Fact{ID: fmt.Sprintf("%s/1/runner/%d", id, o), Source: "/r", Subject: id, Attempt: 1, Sequence: uint64(o), Offset: o, Name: "OutputChunk"}
+		data, _ := json.Marshal(fact)
 		fmt.Fprintf(w, "id: %d\nevent: OutputChunk\ndata: %s\n\n", o, data)
 	}
 	_ = http.NewResponseController(w).Flush()

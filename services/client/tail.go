@@ -15,6 +15,8 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 
+	"verbatim.dev/events"
+	"verbatim.dev/projections/execution"
 	"verbatim.dev/services/gateway/api"
 )
 
@@ -86,6 +88,7 @@ type tail struct {
 	id       string
 	last     int64
 	answered bool
+	seen     execution.Seen
 	yield    func(api.Fact, error) bool
 }
 
@@ -155,6 +158,11 @@ func (t *tail) take(m sseMessage) error {
 		return nil
 	}
 	t.last = f.Offset
+	// The server tells a producer's resend apart within one connection only.
+	added, sure := t.seen.Add(events.Event{ID: f.ID, Source: f.Source, Type: f.Type, Subject: f.Subject, Attempt: f.Attempt, Sequence: f.Sequence})
+	if sure && !added {
+		return nil
+	}
 	if !t.yield(f, nil) {
 		return errEnd
 	}

@@ -14,7 +14,10 @@
 // first subscriber and stops with the last. Subscribing gives, under the lock under which the hub hands out
 // records, the offset of the record the hub hands out next; what lies below is the subscriber's to catch up
 // with. Each subscriber has a bounded queue. One that overflows loses nothing: the subscriber drains the queue and
-// catches up again from there, at its own pace, with a reader of its own.
+// catches up again from there, at its own pace, in bounded parts, each with a reader of its own.
+//
+// A producer that is not sure whether a fact was written writes it again, so the log may hold it twice; a tail
+// tells it once.
 //
 // A tail ends when the output of the latest attempt is sealed, or when its preparation failed. A broker
 // that is away is waited for.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"verbatim.dev/events"
+	"verbatim.dev/projections/execution"
 )
 
 // clockSkew is how far a broker's clock may be behind the clock that made an execution's id.
@@ -24,7 +25,7 @@ type Request struct {
 	Sealed bool
 }
 
-// Follow yields the facts of an execution, by rising offset, each once, and ends when its output is
+// Follow yields the facts of an execution, by rising offset, each (source, id) once, and ends when its output is
 // sealed. An error comes last: the context's cause, ErrStopped, ErrOffsetGone, or the archive's.
 func (h *Hub) Follow(ctx context.Context, r Request) iter.Seq2[Fact, error] {
 	return func(yield func(Fact, error) bool) {
@@ -52,7 +53,9 @@ type follower struct {
 	hub       *Hub
 	partition int
 	last      int64
-	yield     func(Fact, error) bool
+	// seen are the facts that were handed out: a producer's resend stands in the log a second time.
+	seen  execution.Seen
+	yield func(Fact, error) bool
 	// latest is the highest attempt seen, and closed whether its output is.
 	latest uint32
 	closed bool
@@ -153,25 +156,41 @@ func (f *follower) beginning(ctx context.Context) (int64, error) {
 	}
 }
 
-// catchUp hands out what lies in [next, live) of the log.
+// catchUp hands out what lies in [next, live) of the log, part by part: between two parts the caller may
+// take its time without holding a reader.
 func (f *follower) catchUp(ctx context.Context, next, live int64) error {
-	if next >= live {
-		return nil
+	for next < live {
+		facts, upTo, err := f.gather(ctx, next, live)
+		if err != nil {
+			return err
+		}
+		for _, fact := range facts {
+			if err := f.handOut(fact); err != nil {
+				return err
+			}
+		}
+		next = upTo
 	}
-	var failed error
-	err := f.hub.read(ctx, f.partition, func() int64 { return next }, func(r Record) bool {
+	return nil
+}
+
+// gather reads facts from [next, live) up to a bounded size, and returns the offset to go on from.
+func (f *follower) gather(ctx context.Context, next, live int64) (facts []Fact, upTo int64, err error) {
+	if err := f.hub.catchingUp.Acquire(ctx, 1); err != nil {
+		return nil, 0, context.Cause(ctx)
+	}
+	defer f.hub.catchingUp.Release(1)
+	bytes := 0
+	err = f.hub.read(ctx, f.partition, func() int64 { return next }, func(r Record) bool {
 		next = r.Offset + 1
 		if r.Offset < live && subjectOf(r) == f.ID {
 			if fact, ok := factOf(f.partition, r); ok {
-				failed = f.handOut(fact)
+				facts, bytes = append(facts, fact), bytes+len(r.Value)
 			}
 		}
-		return failed == nil && next < live
+		return next < live && bytes < gatherBytes
 	})
-	if err != nil {
-		return err
-	}
-	return failed
+	return facts, next, err
 }
 
 // fromHub hands out live facts until the end, an overflow or an error.
@@ -198,6 +217,9 @@ func (f *follower) handOut(fact Fact) error {
 	}
 	f.last = fact.Offset
 	e := fact.Event
+	if added, sure := f.seen.Add(e); sure && !added {
+		return nil
+	}
 	if e.Attempt > f.latest {
 		f.latest, f.closed = e.Attempt, false
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+	"golang.org/x/sync/semaphore"
 
 	"verbatim.dev/events/codec"
 )
@@ -17,7 +18,13 @@ import (
 // process, and never more memory than a few chunks of the largest size.
 const (
 	defaultQueueFacts = 1024
-	defaultQueueBytes = 4 << 20
+	defaultQueueBytes = 2 << 20
+)
+
+// Bounds of catching up: how many read the log for themselves at one time, and how much each holds.
+const (
+	maxCatchingUp = 16
+	gatherBytes   = 2 << 20
 )
 
 // Config of a hub.
@@ -38,6 +45,8 @@ type Hub struct {
 	ctx     context.Context
 	stop    context.CancelCauseFunc
 	readers sync.WaitGroup
+	// catchingUp bounds the readers that belong to a single tail.
+	catchingUp *semaphore.Weighted
 
 	mu    sync.Mutex
 	feeds map[int]*feed
@@ -52,7 +61,7 @@ func NewHub(c Config) *Hub {
 		c.QueueBytes = defaultQueueBytes
 	}
 	ctx, stop := context.WithCancelCause(context.Background())
-	return &Hub{c: c, ctx: ctx, stop: stop, feeds: map[int]*feed{}}
+	return &Hub{c: c, ctx: ctx, stop: stop, feeds: map[int]*feed{}, catchingUp: semaphore.NewWeighted(maxCatchingUp)}
 }
 
 // Stop ends every tail with ErrStopped and returns when no partition is read any more. Later tails end

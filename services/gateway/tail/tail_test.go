@@ -237,6 +237,47 @@ func TestABrokerThatBreaksCostsNothing(t *testing.T) {
 	})
 }
 
+func TestAResendIsToldOnce(t *testing.T) {
+	t.Parallel()
+	for stored := range int64(9) {
+		m, s := newMemory(), newStory(t)
+		a, b, c := s.chunk(), s.chunk(), s.chunk()
+		m.append(a, b, b, a, c, a, b, s.seal())
+		m.archive(stored)
+		got, err := sequences(t, s.id, m.hub(t).Follow(t.Context(), tail.Request{ID: s.id, After: begin}))
+		want(t, got, err, 1, 4)
+	}
+}
+
+// Hundreds that do not read hold no reader and keep nobody else from catching up.
+func TestSlowOnesHoldNoReader(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m, s := newMemory(), newStory(t)
+		m.archive(0)
+		m.append(s.chunks(50)...)
+		h := m.hub(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		var all sync.WaitGroup
+		for range 200 {
+			all.Go(func() {
+				for range h.Follow(ctx, tail.Request{ID: s.id, After: begin}) {
+					<-ctx.Done()
+				}
+			})
+		}
+		synctest.Wait()
+		if m.open > 1 {
+			t.Errorf("%d readers are held", m.open)
+		}
+		m.append(s.seal())
+		got, err := sequences(t, s.id, h.Follow(t.Context(), tail.Request{ID: s.id, After: begin}))
+		want(t, got, err, 1, 51)
+		cancel()
+		all.Wait()
+	})
+}
+
 func TestAnOffsetThatIsGoneIsSaid(t *testing.T) {
 	t.Parallel()
 	m, s := newMemory(), newStory(t)
