@@ -98,7 +98,7 @@ func TestTypesSurvive(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			conn := open(t, func(o *ch.Options) { o.Compression = &ch.Compression{Method: method, Level: 3} })
-			exec(t, conn, allTypesTable)
+			do(t, conn, allTypesTable)
 			batch, err := conn.PrepareBatch(t.Context(), "INSERT INTO types")
 			if err != nil {
 				t.Fatal(err)
@@ -136,7 +136,7 @@ func TestTypesSurvive(t *testing.T) {
 func TestBatchOfManyRows(t *testing.T) {
 	t.Parallel()
 	conn := open(t)
-	exec(t, conn, "CREATE TABLE many (id UInt64, text String) ENGINE = MergeTree ORDER BY id")
+	do(t, conn, "CREATE TABLE many (id UInt64, text String) ENGINE = MergeTree ORDER BY id")
 	const rows = 200_000
 	batch, err := conn.PrepareBatch(t.Context(), "INSERT INTO many (id, text)")
 	if err != nil {
@@ -176,7 +176,7 @@ func TestBatchOfManyRows(t *testing.T) {
 func TestOneLargeValue(t *testing.T) {
 	t.Parallel()
 	conn := open(t)
-	exec(t, conn, "CREATE TABLE large (id UInt64, data String) ENGINE = MergeTree ORDER BY id")
+	do(t, conn, "CREATE TABLE large (id UInt64, data String) ENGINE = MergeTree ORDER BY id")
 	large := bytes.Repeat([]byte("0123456789abcde\x00"), 64<<20/16)
 	batch, err := conn.PrepareBatch(t.Context(), "INSERT INTO large")
 	if err != nil {
@@ -215,7 +215,7 @@ func TestParameters(t *testing.T) {
 	if n != 7 || s != `it's \ "q"` {
 		t.Errorf("got %d and %q", n, s)
 	}
-	exec(t, conn, "CREATE TABLE t (a Int64) ENGINE = Memory")
+	do(t, conn, "CREATE TABLE t (a Int64) ENGINE = Memory")
 	if err := conn.Exec(ctx, "INSERT INTO {table:Identifier} VALUES ({n:Int64})"); err != nil {
 		t.Error(err)
 	}
@@ -268,7 +268,7 @@ func codeOf(t testing.TB, err error) int {
 func TestErrors(t *testing.T) {
 	t.Parallel()
 	conn := open(t)
-	exec(t, conn, "CREATE TABLE numbers_only (a UInt8) ENGINE = MergeTree ORDER BY a")
+	do(t, conn, "CREATE TABLE numbers_only (a UInt8) ENGINE = MergeTree ORDER BY a")
 	for sql, want := range map[string]struct {
 		code, status int
 		name         string
@@ -336,7 +336,7 @@ func TestErrorAfterTheAnswerBegan(t *testing.T) {
 func TestCancel(t *testing.T) {
 	t.Parallel()
 	conn := open(t)
-	exec(t, conn, "CREATE TABLE target (a UInt64) ENGINE = MergeTree ORDER BY a")
+	do(t, conn, "CREATE TABLE target (a UInt64) ENGINE = MergeTree ORDER BY a")
 	for name, run := range map[string]func(ctx context.Context) error{
 		"aggregate": func(ctx context.Context) error {
 			var n uint64
@@ -396,7 +396,7 @@ func TestSchemaChanges(t *testing.T) {
 		"INSERT INTO rows VALUES ('a', 'done', 3, 9, '2026-01-01 00:00:00')",
 		"INSERT INTO rows VALUES ('a', 'running', NULL, 5, '2026-01-01 00:00:00')",
 	} {
-		exec(t, conn, sql)
+		do(t, conn, sql)
 	}
 	if state := value[string](t, conn, "SELECT state FROM rows FINAL WHERE id = 'a'"); state != "done" {
 		t.Errorf("FINAL gives state %q, want done", state)
@@ -407,27 +407,27 @@ func TestSchemaChanges(t *testing.T) {
 	if n := value[uint64](t, conn, "SELECT sum(n) FROM totals"); n != 4 {
 		t.Errorf("the materialized view counted %d, want 4", n)
 	}
-	exec(t, conn, "OPTIMIZE TABLE rows FINAL")
+	do(t, conn, "OPTIMIZE TABLE rows FINAL")
 	if n := value[uint64](t, conn, "SELECT count() FROM rows"); n != 2 {
 		t.Errorf("%d rows after OPTIMIZE FINAL, want 2", n)
 	}
-	exec(t, conn, "ALTER TABLE rows DELETE WHERE id = 'b' SETTINGS mutations_sync = 1")
-	exec(t, conn, "ALTER TABLE rows UPDATE state = 'x' WHERE 1 SETTINGS mutations_sync = 1")
+	do(t, conn, "ALTER TABLE rows DELETE WHERE id = 'b' SETTINGS mutations_sync = 1")
+	do(t, conn, "ALTER TABLE rows UPDATE state = 'x' WHERE 1 SETTINGS mutations_sync = 1")
 	if state := value[string](t, conn, "SELECT arrayStringConcat(groupArray(id || state)) FROM rows FINAL"); state != "ax" {
 		t.Errorf("after the mutations: %q, want ax", state)
 	}
-	exec(t, conn, "DELETE FROM rows WHERE id = 'a'")
-	exec(t, conn, "TRUNCATE TABLE goose_db_version")
-	exec(t, conn, "RENAME TABLE rows TO old_rows")
-	exec(t, conn, "DROP TABLE old_rows SYNC")
+	do(t, conn, "DELETE FROM rows WHERE id = 'a'")
+	do(t, conn, "TRUNCATE TABLE goose_db_version")
+	do(t, conn, "RENAME TABLE rows TO old_rows")
+	do(t, conn, "DROP TABLE old_rows SYNC")
 }
 
 func TestTimeToLive(t *testing.T) {
 	t.Parallel()
 	conn := open(t)
-	exec(t, conn, "CREATE TABLE ages (id UInt64, at DateTime) ENGINE = MergeTree ORDER BY id TTL at + INTERVAL 1 DAY")
-	exec(t, conn, "INSERT INTO ages SELECT number, if(number < 10, now() - INTERVAL 9 DAY, now()) FROM numbers(30)")
-	exec(t, conn, "OPTIMIZE TABLE ages FINAL")
+	do(t, conn, "CREATE TABLE ages (id UInt64, at DateTime) ENGINE = MergeTree ORDER BY id TTL at + INTERVAL 1 DAY")
+	do(t, conn, "INSERT INTO ages SELECT number, if(number < 10, now() - INTERVAL 9 DAY, now()) FROM numbers(30)")
+	do(t, conn, "OPTIMIZE TABLE ages FINAL")
 	if n := value[uint64](t, conn, "SELECT count() FROM ages"); n != 20 {
 		t.Errorf("%d rows are left, want 20", n)
 	}
@@ -436,7 +436,7 @@ func TestTimeToLive(t *testing.T) {
 func TestDeduplicationToken(t *testing.T) {
 	t.Parallel()
 	conn := open(t)
-	exec(t, conn, "CREATE TABLE once (id UInt64) ENGINE = MergeTree ORDER BY id SETTINGS non_replicated_deduplication_window = 100")
+	do(t, conn, "CREATE TABLE once (id UInt64) ENGINE = MergeTree ORDER BY id SETTINGS non_replicated_deduplication_window = 100")
 	insert := func(token string, ids ...uint64) {
 		t.Helper()
 		ctx := ch.Context(t.Context(), ch.WithSettings(ch.Settings{"insert_deduplication_token": token}))
@@ -466,7 +466,7 @@ func TestReadersAndWriters(t *testing.T) {
 	t.Parallel()
 	dsn := clickhousetest.Database(t)
 	conn := openDSN(t, dsn)
-	exec(t, conn, "CREATE TABLE events (writer UInt8, seq UInt64, payload String) ENGINE = MergeTree ORDER BY (writer, seq)")
+	do(t, conn, "CREATE TABLE events (writer UInt8, seq UInt64, payload String) ENGINE = MergeTree ORDER BY (writer, seq)")
 	const writers, readers, batches, perBatch = 4, 16, 12, 500
 	var group sync.WaitGroup
 	var acknowledged [writers]struct {
@@ -532,7 +532,7 @@ func TestReadersAndWriters(t *testing.T) {
 func TestLongSelectDoesNotBlockInserts(t *testing.T) {
 	t.Parallel()
 	conn := open(t)
-	exec(t, conn, "CREATE TABLE t (a UInt64) ENGINE = MergeTree ORDER BY a")
+	do(t, conn, "CREATE TABLE t (a UInt64) ENGINE = MergeTree ORDER BY a")
 	ctx, cancel := context.WithCancel(t.Context())
 	failed := make(chan error, 1)
 	go func() {
@@ -541,7 +541,7 @@ func TestLongSelectDoesNotBlockInserts(t *testing.T) {
 	}()
 	eventually(t, "the long query runs", func() bool { return runningQueries(t, conn, "beside") > 0 })
 	for i := range 10 {
-		exec(t, conn, "INSERT INTO t VALUES (?)", i)
+		do(t, conn, "INSERT INTO t VALUES (?)", i)
 	}
 	if n := value[uint64](t, conn, "SELECT count() FROM t"); n != 10 {
 		t.Errorf("%d rows, want 10", n)
@@ -565,8 +565,8 @@ func TestSettingsDoNotLeak(t *testing.T) {
 	if err := conn.QueryRow(ctx, "SELECT toString(getSetting('max_threads')) || toString(getSetting('max_result_rows'))").Scan(&inside); err != nil {
 		t.Fatal(err)
 	}
-	exec(t, conn, "SET max_threads = 9")
-	exec(t, conn, "USE system")
+	do(t, conn, "SET max_threads = 9")
+	do(t, conn, "USE system")
 	after := value[string](t, conn, "SELECT toString(getSetting('max_threads')) || toString(getSetting('max_result_rows'))")
 	if inside != "75" || before != after {
 		t.Errorf("before %s, inside %s, after %s", before, inside, after)

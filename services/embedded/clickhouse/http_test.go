@@ -214,6 +214,7 @@ func TestInsertShapes(t *testing.T) {
 		{"INSERT INTO t (a) FORMAT JSONEachRow", `{"a": 1}{"a": 2}`, "12"},
 		{"", "INSERT INTO t FORMAT JSONEachRow {\"a\": 1, \"b\": \"FORMAT CSV\"}", "1FORMAT CSV"},
 		{"", "INSERT INTO TABLE t SELECT number, 'n' FROM numbers(2)", "0n1n"},
+		{"", "INSERT INTO t (b, a) WITH 3 AS x SELECT 's', x FORMAT CSV", "3s"},
 		{"", "INSERT INTO t SETTINGS max_insert_threads = 1 VALUES (1 + 1, upper('x'))", "2X"},
 		{"", "INSERT INTO `t` /* VALUES */ (a, `b`) -- FORMAT\n VALUES (1, 'it''s \\' ok')", "1it's ' ok"},
 		{"INSERT INTO t FORMAT LineAsString SETTINGS x", "", ""},

@@ -2,7 +2,6 @@ package clickhouse_test
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -51,7 +50,7 @@ func openDSN(t testing.TB, dsn string, change ...func(*ch.Options)) ch.Conn {
 	return conn
 }
 
-func exec(t testing.TB, conn ch.Conn, sql string, args ...any) {
+func do(t testing.TB, conn ch.Conn, sql string, args ...any) {
 	t.Helper()
 	if err := conn.Exec(t.Context(), sql, args...); err != nil {
 		t.Fatalf("%s: %v", sql, err)
@@ -120,11 +119,6 @@ func post(t testing.TB, sql string, params ...string) string {
 		t.Fatalf("%.200s: %d %s %v", sql, a.status, a.body, a.err)
 	}
 	return a.body
-}
-
-func child(role string) int {
-	fmt.Fprintln(os.Stderr, "no such role", role)
-	return 2
 }
 
 func glob(t testing.TB, pattern string) []string {

@@ -30,7 +30,7 @@ func parseStatement(text []byte) statement {
 	lex := lexer{text: text}
 	files := fileUse{}
 	var prev, prev2 token
-	into, target := false, false
+	into, target, selects := false, false, false
 	for {
 		t := lex.next()
 		if t.kind == tokenEnd {
@@ -50,7 +50,9 @@ func parseStatement(text []byte) statement {
 				into = true
 			case into && !target && word != "TABLE" && word != "FUNCTION":
 				target = true
-			case target && s.insertData(&lex, t, prev):
+			case target && (word == "SELECT" || word == "WITH"):
+				selects = true
+			case target && !selects && s.insertData(&lex, t, prev):
 				return s
 			}
 		}
