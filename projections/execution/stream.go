@@ -123,6 +123,10 @@ type window struct {
 // put joins bytes; it copies them.
 func (w *window) put(c segment) {
 	c.data = slices.Clone(c.data)
+	if n := len(w.segments); n == 0 || w.segments[n-1].end() <= c.offset { // in order, as almost always
+		w.segments = append(w.segments, c)
+		return
+	}
 	i, _ := slices.BinarySearchFunc(w.segments, c.offset, func(g segment, x uint64) int {
 		if g.end() <= x {
 			return -1
@@ -186,9 +190,9 @@ func (w *window) drop(from uint64) {
 	for n < len(w.segments) && w.segments[n].end() <= from {
 		n++
 	}
-	if n > 0 {
-		w.segments = slices.Delete(w.segments, 0, n)
-	}
+	// Cut off the front instead of moving the rest: the next growth of the slice leaves it behind.
+	clear(w.segments[:n])
+	w.segments = w.segments[n:]
 	if len(w.segments) > 0 && w.segments[0].offset < from {
 		g := w.segments[0]
 		w.segments[0] = g.slice(from, g.end())
