@@ -260,6 +260,31 @@ func TestStopInThePastLosesNothing(t *testing.T) {
 	}
 }
 
+// A descriptor that is not open for reading can be asked how much the pipe holds and cannot be read: a real
+// error with bytes that are known to exist.
+func TestReadErrorListsWhatTheKernelHolds(t *testing.T) {
+	t.Parallel()
+	_, outWrite := pipe(t)
+	errRead, errWrite := pipe(t)
+	write(t, outWrite, "12345")
+	write(t, errWrite, "fine")
+	r := &rig{out: outWrite, err: errWrite, got: make(chan struct{}, 100)}
+	r.start(output.Config{ChunkBytes: 1 << 10, FlushInterval: time.Hour}, outWrite, errRead)
+	_ = errWrite.Close()
+	r.read.Wait()
+	seals := r.sealed()
+	var failed *output.ReadError
+	if !errors.As(r.failed[stdout], &failed) || failed.Offset != 0 || !errors.Is(failed, unix.EBADF) {
+		t.Errorf("error %v", r.failed[stdout])
+	}
+	if s := seals[stdout]; s.GetCapturedBytes() != 5 || s.GetPublishedBytes() != 0 || fmt.Sprint(s.GetLost()) != "[end:5]" || len(s.GetSha256()) != 0 {
+		t.Errorf("stdout: %v", s)
+	}
+	if s := seals[stderr]; s.GetCapturedBytes() != 4 || len(s.GetLost()) != 0 {
+		t.Errorf("stderr: %v", s)
+	}
+}
+
 func TestEmptySeal(t *testing.T) {
 	t.Parallel()
 	for _, s := range output.EmptySeal() {
