@@ -64,7 +64,7 @@ func inOtherRunner(t *testing.T, role string) story {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), self)
-	cmd.Env = append(os.Environ(), childVariable+"="+role)
+	cmd.Env = append(os.Environ(), childVariable+"="+role, "TMPDIR="+t.TempDir())
 	cmd.Stderr = t.Output()
 	out, err := cmd.Output()
 	if err != nil {
