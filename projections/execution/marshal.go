@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+
+	"verbatim.dev/projections/internal/interval"
 )
 
 // MarshalBinary returns everything that is needed to go on folding. Equal histories give equal bytes.
@@ -185,6 +187,11 @@ func (r *reader) attempt() *attempt {
 			r.fail("kept bytes were never received")
 		}
 		r.digest(&s.digest)
+		for _, g := range s.digest.waiting {
+			if len(s.received.Without(interval.Range{Start: g.offset, End: g.end()})) > 0 {
+				r.fail("waiting bytes were never received")
+			}
+		}
 	}
 	return a
 }
