@@ -38,6 +38,11 @@ func (g *Gateway) events(ctx context.Context, in *rowInput) (*huma.StreamRespons
 	return &huma.StreamResponse{Body: func(hc huma.Context) {
 		defer stop()
 		r, w := humago.Unwrap(hc)
+		if !g.downloads.TryAcquire(1) {
+			writeProblem(w, tooManyDownloads())
+			return
+		}
+		defer g.downloads.Release(1)
 		w.Header().Set("Content-Type", "application/x-ndjson")
 		if len(late) > 0 {
 			w.Header().Set(api.HeaderStale, strings.Join(late, ", "))
@@ -53,6 +58,13 @@ func (g *Gateway) events(ctx context.Context, in *rowInput) (*huma.StreamRespons
 			panic(http.ErrAbortHandler)
 		}
 	}}, nil
+}
+
+// maxDownloads bounds what is read at one time, each with a part of the archive in memory.
+const maxDownloads = 64
+
+func tooManyDownloads() error {
+	return problem(http.StatusServiceUnavailable, fmt.Sprintf("%d outputs and events are being read already, and that is the limit", maxDownloads))
 }
 
 func writeFacts(w http.ResponseWriter, e clickhouse.ArchivedEvent, some bool, next func() (clickhouse.ArchivedEvent, error, bool)) error {

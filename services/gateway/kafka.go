@@ -84,9 +84,6 @@ func (a tailArchive) Facts(ctx context.Context, id string, after int64) iter.Seq
 				yield(tail.Fact{}, err)
 				return
 			}
-			if e.Topic != events.TopicExecutions {
-				continue
-			}
 			if !yield(tail.Fact{Event: e.Event, Partition: e.Partition, Offset: e.Offset, ReceivedAt: e.ReceivedAt}, nil) {
 				return
 			}

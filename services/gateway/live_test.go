@@ -209,7 +209,7 @@ func TestASlowReaderMissesNothing(t *testing.T) {
 	if _, name, _ := live.next(); name != "ExecutionRequested" {
 		t.Fatal(name)
 	}
-	const chunks = 4000 // Of 10 kB: more than socket buffers and queue hold together.
+	const chunks = 2000 // Of 10 kB: more than socket buffers and queue hold together.
 	data := strings.Repeat("x", 10_000)
 	for i := range chunks {
 		s.append(story.out(i*len(data), data))

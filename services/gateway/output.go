@@ -47,7 +47,7 @@ func (g *Gateway) output(ctx context.Context, in *outputInput) (*huma.StreamResp
 		o.stale = append(o.stale, g.late(staleRecorder))
 	}
 	if o.latest && row.Sealed && len(o.stale) == 0 {
-		return &huma.StreamResponse{Body: o.sealed}, nil
+		return &huma.StreamResponse{Body: o.bounded(o.sealed)}, nil
 	}
 	next, stop := iter.Pull2(g.archive.Output(ctx, in.ID, o.Attempt, in.Stream, 0, 0))
 	first, err, some := next()
@@ -55,9 +55,10 @@ func (g *Gateway) output(ctx context.Context, in *outputInput) (*huma.StreamResp
 		stop()
 		return nil, g.unavailable(ctx, "the output cannot be read: the database does not answer", err)
 	}
+	growing := o.bounded(func(hc huma.Context) { o.growing(hc, first, some, next) })
 	return &huma.StreamResponse{Body: func(hc huma.Context) {
 		defer stop()
-		o.growing(hc, first, some, next)
+		growing(hc)
 	}}, nil
 }
 
@@ -68,6 +69,18 @@ type reading struct {
 	row    execution.Row
 	latest bool
 	stale  []string
+}
+
+// bounded lets only so many be read at one time.
+func (o *reading) bounded(serve func(huma.Context)) func(huma.Context) {
+	return func(hc huma.Context) {
+		if _, w := humago.Unwrap(hc); !o.g.downloads.TryAcquire(1) {
+			writeProblem(w, tooManyDownloads())
+			return
+		}
+		defer o.g.downloads.Release(1)
+		serve(hc)
+	}
 }
 
 // headers says what is known of the output before its first byte.

@@ -15,13 +15,14 @@ import (
 	"verbatim.dev/services/gateway/api"
 )
 
-// sealedOutput is an execution with the bytes of "0123456789" ×n, in chunks of different sizes.
-func (s *server) sealedOutput(t *testing.T, n int) (*story, []byte) {
+// sealedOutput is an execution with the bytes of "0123456789" ×n, in chunks of different sizes
+// up to a bound.
+func (s *server) sealedOutput(t *testing.T, n, chunk int) (*story, []byte) {
 	story := newStory(t)
 	want := bytes.Repeat([]byte("0123456789"), n)
 	s.append(story.requested(), story.started())
 	for at := 0; at < len(want); {
-		end := min(len(want), at+1+rand.IntN(5000))
+		end := min(len(want), at+1+rand.IntN(chunk))
 		s.append(story.out(at, string(want[at:end])))
 		at = end
 	}
@@ -33,7 +34,7 @@ func (s *server) sealedOutput(t *testing.T, n int) (*story, []byte) {
 func TestASealedOutputIsExactAndHasRanges(t *testing.T) {
 	t.Parallel()
 	s := start(t)
-	story, want := s.sealedOutput(t, 10_000)
+	story, want := s.sealedOutput(t, 10_000, 5000)
 	path := "/v1/executions/" + story.id + "/output/stdout"
 	a := s.do("GET", path, nil)
 	if !bytes.Equal(a.body, want) || a.Header.Get("Content-Type") != "application/octet-stream" || a.ContentLength != int64(len(want)) ||
