@@ -2,9 +2,12 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
+
+	"github.com/danielgtaylor/huma/v2"
 
 	"verbatim.dev/events"
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
@@ -35,7 +38,8 @@ func (g *Gateway) cancel(ctx context.Context, in *cancelInput) (*cancelOutput, e
 		return nil, problem(http.StatusUnprocessableEntity, "the request cannot be accepted", v.faults...)
 	}
 	row, _, err := g.row(ctx, in.ID)
-	if err != nil {
+	// A process can be stopped without the database. Who has no such execution ignores it.
+	if away := huma.StatusError(nil); err != nil && (!errors.As(err, &away) || away.GetStatus() != http.StatusServiceUnavailable) {
 		return nil, err
 	}
 	switch row.Status {

@@ -31,6 +31,7 @@
 // # Failures
 //
 // Kafka away: submit and cancel answer 503 within 10 s, reads answer as stale, tails wait. ClickHouse
-// away: reads answer 503, submit and cancel of accepted executions work. Gateway killed: an accepted request is in Kafka; clients
-// resend what was not answered under the same id. A client that does not read has 30 s per write.
+// away: reads answer 503, submit works, and so does cancel, without looking whether there is something to cancel. Gateway killed: an accepted request is in Kafka; clients
+// resend what was not answered under the same id. A client that does not read has 30 s per write, and holds a bounded part
+// of what it reads, but no connection to the database and no reader of Kafka.
 package gateway

@@ -314,6 +314,10 @@ func TestDatabaseAwayIsSaid(t *testing.T) {
 	if a := s.do("POST", "/v1/executions", command("x")); a.StatusCode != http.StatusAccepted {
 		t.Errorf("submit needs the database: %d %s", a.StatusCode, a.body)
 	}
+	if a := s.do("POST", "/v1/executions/"+story.id+"/cancel", object{}); a.StatusCode != http.StatusAccepted || len(s.control) != 1 {
+		t.Errorf("cancel needs the database: %d %s", a.StatusCode, a.body)
+	}
+	s.do("POST", "/v1/executions/x/cancel", object{}).problem(t, http.StatusUnprocessableEntity)
 }
 
 func TestConfigNamesEverythingThatIsWrong(t *testing.T) {

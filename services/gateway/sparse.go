@@ -111,7 +111,10 @@ func (s *sparse) Read(p []byte) (int, error) {
 	if s.err != nil {
 		return 0, s.err
 	}
-	if s.pos >= s.size || len(p) == 0 {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if s.pos >= s.size {
 		return 0, io.EOF
 	}
 	if s.next == nil {
