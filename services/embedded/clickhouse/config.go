@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 )
 
 // libraryVersion is the version of the npm packages @chdb/lib-* that this package is written against and tested with.
@@ -46,7 +47,7 @@ func validateLoopback(addr string) error {
 	if err != nil {
 		return fmt.Errorf("clickhouse address %q: %w", addr, err)
 	}
-	if _, err := net.LookupPort("tcp", port); err != nil {
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
 		return fmt.Errorf("clickhouse address %q: %w", addr, err)
 	}
 	if !isLoopbackHost(host) {

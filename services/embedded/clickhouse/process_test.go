@@ -172,6 +172,19 @@ func (p *process) post(t testing.TB, sql string) string {
 	return string(body)
 }
 
+// The engine must not take the handlers that turn a fault into a panic away from the Go runtime.
+func TestGoKeepsItsSignalHandlers(t *testing.T) {
+	t.Parallel()
+	post(t, "SELECT 1")
+	defer func() {
+		if recover() == nil {
+			t.Error("no panic")
+		}
+	}()
+	var nothing *process
+	t.Log(nothing.addr)
+}
+
 func TestRestartKeepsTheData(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
