@@ -1,9 +1,15 @@
 package kafka_test
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
+	"math/big"
 	"net"
 	"strings"
 	"testing"
@@ -134,6 +140,50 @@ func TestCredentials(t *testing.T) {
 				t.Errorf("the configuration shows its password: %s", shown)
 			}
 		})
+	}
+}
+
+// certificate is good for 127.0.0.1 and signed by itself.
+func certificate(t *testing.T) (tls.Certificate, *x509.CertPool) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parsed, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(parsed)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pool
+}
+
+func TestTLS(t *testing.T) {
+	t.Parallel()
+	own, pool := certificate(t)
+	cluster, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.TLS(&tls.Config{Certificates: []tls.Certificate{own}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cluster.Close)
+	c := kafka.Config{Brokers: cluster.ListenAddrs(), Security: kafka.Security{TLS: &tls.Config{RootCAs: pool}}}
+	if err := kafka.EnsureTopics(t.Context(), c, []kafka.Topic{{Name: "t", Partitions: 1}}); err != nil {
+		t.Fatal(err)
+	}
+	fill(t, c, "t", 1)
+	receive(t, subscribe(t, subscriber(t, c, kafka.SubscriberOptions{Group: "g"}), "t")).Ack()
+	c.Security.TLS = &tls.Config{}
+	if err := kafka.CheckTopics(t.Context(), c, nil); err == nil || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("a stranger's certificate: %v", err)
 	}
 }
 

@@ -320,9 +320,10 @@ func TestBrokerRestartsInTheMiddle(t *testing.T) {
 	}
 	messages := subscribe(t, subscriber(t, b.config(), kafka.SubscriberOptions{Group: "g", MaxInFlight: 10}), topic)
 	next := map[string]int{}
-	seen := 0
+	seen, restarts := 0, 0
 	for seen < keys*each {
-		if seen == 100 || seen == 600 {
+		if restarts < 2 && seen >= 100+500*restarts {
+			restarts++
 			b.restart()
 		}
 		m := receive(t, messages)

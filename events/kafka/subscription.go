@@ -16,6 +16,10 @@ const (
 	heartbeatInterval = 250 * time.Millisecond
 	// joinBackoff is the rest after a failed join.
 	joinBackoff = 250 * time.Millisecond
+	// rebalanceTimeout is how long the coordinator waits for the members it knows to join again. Those that
+	// live do within a heartbeat and revokeGrace. After a broker restarted, kafka-go joins as a new member
+	// and the old one is waited for in vain, so this is also how long deliveries pause then.
+	rebalanceTimeout = 3 * time.Second
 	// coordinatorTimeout bounds one request to the group's coordinator.
 	coordinatorTimeout = 5 * time.Second
 	// revokeGrace is how long messages of a lost partition may take to notice that their context ended,
@@ -44,8 +48,7 @@ func newSubscription(ctx context.Context, s *Subscriber, topic string) (*subscri
 		ID: s.config.wireGroup(s.options.Group, topic), Brokers: s.config.Brokers, Topics: []string{s.config.wireTopic(topic)},
 		Dialer: s.link.dialer(), StartOffset: start,
 		HeartbeatInterval: heartbeatInterval, SessionTimeout: s.options.SessionTimeout,
-		// The coordinator waits this long for members to rejoin; they do within a heartbeat and revokeGrace.
-		RebalanceTimeout: s.options.SessionTimeout,
+		RebalanceTimeout: rebalanceTimeout,
 		JoinGroupBackoff: joinBackoff, Timeout: coordinatorTimeout,
 	})
 	if err != nil {
