@@ -20,7 +20,7 @@
 //	DataDir/config.xml    written at every start, so that no config.xml in a working directory or home is read
 //	DataDir/users.xml     the one user and its grants
 //	DataDir/engine/       the engine's own folder
-//	DataDir/spool/        answers on their way to a client; emptied at every start
+//	DataDir/spool/        pipes and files of answers on their way to a client; emptied at every start
 //
 // # Concurrency
 //
@@ -40,14 +40,14 @@
 //
 //	request ─► who asks? ─► first 1 MiB of query + body ─► what is it? ─┬─ INSERT with data ─► insert stream, 1 MiB pieces
 //	           (foreign,     (request.statement)        (statement.go)  ├─ SELECT, chain format ─► result stream
-//	           authenticate)                                            ├─ SELECT, other format ─► file in spool/
+//	           authenticate)                                            ├─ SELECT, other format ─► named pipe in spool/
 //	                                                                    └─ anything else ─► answer in memory
 //
 // An INSERT is fed to the engine as it arrives; memory is bounded by the engine's own block, which for row formats is a
 // million rows, as on a server. A body that breaks off is cancelled, not finished, so half a request is never taken for
 // a whole one. A SELECT in a format that can be cut anywhere (chainFormats: Native, TSV, CSV, JSONEachRow, RowBinary …)
-// is streamed; others (JSON, Parquet …) start anew with each piece of the engine's stream, so their answer goes through
-// a file. 3 GB of Native took 0.7 GB of memory, 3 GB of JSON 1.5 GB, most of it the engine's. An error before the first byte of an
+// is streamed; others (JSON, Parquet …) start anew with each piece of the engine's stream, so their answer comes through
+// a pipe (pipe.go). 3 GB of Native took 0.7 GB of memory, most of it the engine's. An error before the first byte of an
 // answer has the status and the text of a server; one after it is written into the body in the server's framing and
 // the connection is broken. Answers that other statements hold in memory (SHOW, DESCRIBE, EXPLAIN) are small.
 //

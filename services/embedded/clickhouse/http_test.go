@@ -293,25 +293,31 @@ func TestAnswerThatFailsHalfway(t *testing.T) {
 		t.Errorf("held back: %d %.200s", a.status, a.body)
 	}
 	a = call(t, http.MethodPost, strings.NewReader(sql+" FORMAT JSON"), nil)
+	if a.err == nil || !strings.Contains(a.body, "\r\n__exception__\r\n") {
+		t.Errorf("JSON: %d, %d bytes: %v", a.status, len(a.body), a.err)
+	}
+	a = call(t, http.MethodPost, strings.NewReader("SELECT number, throwIf(number = 900) FROM numbers(1000) SETTINGS max_block_size = 100 FORMAT JSON"), nil)
 	if a.status != http.StatusInternalServerError || a.header.Get("X-ClickHouse-Exception-Code") != "395" {
-		t.Errorf("JSON: %d %.200s", a.status, a.body)
+		t.Errorf("short JSON: %d %.200s", a.status, a.body)
 	}
 }
 
 func TestClientThatGoesAway(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan answer, 1)
-	go func() {
-		done <- callContext(t, ctx, http.MethodPost, strings.NewReader("SELECT number FROM system.numbers /* going away */"), nil)
-	}()
-	running := func() string {
-		return post(t, "SELECT count() FROM system.processes WHERE query LIKE '%going away%' AND query NOT LIKE '%processes%'")
+	for _, format := range []string{"TSV", "JSON", "JSON", "JSON", "JSON", "JSON"} {
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan answer, 1)
+		go func() {
+			done <- callContext(t, ctx, http.MethodPost, strings.NewReader("SELECT number FROM system.numbers /* going away */ FORMAT "+format), nil)
+		}()
+		running := func() string {
+			return post(t, "SELECT count() FROM system.processes WHERE query LIKE '%going away%' AND query NOT LIKE '%processes%'")
+		}
+		eventually(t, "the endless query runs", func() bool { return running() == "1\n" })
+		cancel()
+		<-done
+		eventually(t, "the endless query ends", func() bool { return running() == "0\n" })
 	}
-	eventually(t, "the endless query runs", func() bool { return running() == "1\n" })
-	cancel()
-	<-done
-	eventually(t, "the endless query ends", func() bool { return running() == "0\n" })
 }
 
 func TestSessions(t *testing.T) {

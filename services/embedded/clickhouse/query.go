@@ -2,13 +2,9 @@ package clickhouse
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 )
@@ -58,11 +54,13 @@ func (s *Server) runRequest(ctx context.Context, q *request, reply *reply) (err 
 		}
 		defer c.close()
 	}
+	ctx, giveUp := context.WithCancel(ctx)
+	defer giveUp()
 	return s.engine.guarded(ctx, mark, func() error {
 		if err := q.prepare(c, mark); err != nil {
 			return err
 		}
-		return s.runStatement(ctx, c, q, reply)
+		return s.runStatement(ctx, c, q, reply, giveUp)
 	})
 }
 
@@ -100,7 +98,7 @@ func (q *request) engineSetting(name string) bool {
 }
 
 // runStatement runs the statement of the request in the way that fits its kind.
-func (s *Server) runStatement(ctx context.Context, c *conn, q *request, reply *reply) error {
+func (s *Server) runStatement(ctx context.Context, c *conn, q *request, reply *reply, giveUp func()) error {
 	st, text, err := q.statement()
 	if err != nil {
 		return err
@@ -132,8 +130,8 @@ func (s *Server) runStatement(ctx context.Context, c *conn, q *request, reply *r
 			return err
 		}
 	}
-	if spoolable(st) {
-		return runSpooled(c, q, st, text, format, reply)
+	if selects(st) {
+		return runPiped(c, q, st, text, format, reply, giveUp)
 	}
 	return runWhole(c, q, text, format, reply)
 }
@@ -149,7 +147,7 @@ func (q *request) sessionReadOnly() bool {
 
 // chainFormats are formats in which the output of two queries, one after the other, is the output of both: without
 // header, footer and separators. The engine's stream starts the format anew for each piece, so only these can be
-// streamed. An answer in another one, JSON and Parquet among them, goes through a file.
+// streamed. An answer in another one, JSON and Parquet among them, comes through a pipe.
 var chainFormats = map[string]bool{
 	"native": true, "tabseparated": true, "tsv": true, "tabseparatedraw": true, "tsvraw": true, "csv": true,
 	"tskv": true, "rowbinary": true, "jsoneachrow": true, "jsonlines": true, "ndjson": true,
@@ -157,11 +155,11 @@ var chainFormats = map[string]bool{
 	"rawblob": true, "msgpack": true, "null": true,
 }
 
-// spoolable says that a statement is a SELECT by its looks.
-func spoolable(s statement) bool { return s.verb == "SELECT" || s.verb == "WITH" || s.verb == "FROM" }
+// selects says that a statement is a SELECT by its looks.
+func selects(s statement) bool { return s.verb == "SELECT" || s.verb == "WITH" || s.verb == "FROM" }
 
 func streamable(q *request, s statement, format string) bool {
-	return spoolable(s) && chainFormats[strings.ToLower(format)] && !s.totals &&
+	return selects(s) && chainFormats[strings.ToLower(format)] && !s.totals &&
 		q.setting("extremes", "0") == "0" && q.setting("output_format_json_array_of_rows", "0") == "0"
 }
 
@@ -180,39 +178,6 @@ func (s *Server) runStream(ctx context.Context, c *conn, q *request, text, forma
 		_, err := reply.Write(piece)
 		return err
 	})
-}
-
-// runSpooled lets the engine write the answer of a SELECT to a file of ours, with the INTO OUTFILE that is closed to
-// clients, and sends that. The answer may be larger than memory. Its statement may turn out to be no SELECT (WITH …
-// INSERT), which the parser then says before anything runs.
-func runSpooled(c *conn, q *request, st statement, text, format string, reply *reply) error {
-	if !settingName.MatchString(format) {
-		return raise(codeUnknownFormat, "UNKNOWN_FORMAT", "Unknown format %s", format)
-	}
-	path := filepath.Join(reply.spool, "answer-"+rand.Text())
-	defer os.Remove(path)
-	head, tail := text[:st.textEnd], ""
-	if st.formatAt >= 0 {
-		head, tail = text[:st.formatAt], text[st.formatAt:]
-	} else {
-		tail = "FORMAT " + format
-	}
-	r, err := c.query(head+"\nINTO OUTFILE "+quoteString(path)+" "+tail, format, q.parameters)
-	defer r.free()
-	if err != nil {
-		if asException(err).code == codeSyntaxError {
-			return runWhole(c, q, text, format, reply)
-		}
-		return err
-	}
-	reply.stats.add(r.stats())
-	file, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("open the answer: %w", err)
-	}
-	defer file.Close()
-	_, err = io.Copy(reply, file)
-	return err
 }
 
 func runWhole(c *conn, q *request, text, format string, reply *reply) error {
