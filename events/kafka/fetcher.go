@@ -44,7 +44,7 @@ func (f *fetcher) failed(ctx context.Context, err error, failing *bool, wait *pa
 	var lost *OffsetError
 	switch {
 	case errors.As(err, &lost):
-		p.log.Error("partition lost records", "error", err, "skip", options.SkipLost)
+		p.log.ErrorContext(ctx, "partition lost records", "error", err, "skip", options.SkipLost)
 		options.OnAlarm(p.sub.topic, p.id, err)
 		if options.SkipLost && lost.Offset < lost.First {
 			f.cursor.next = lost.First
@@ -52,14 +52,14 @@ func (f *fetcher) failed(ctx context.Context, err error, failing *bool, wait *pa
 		}
 		return rest(ctx, alarmInterval)
 	case errors.Is(err, errStuck):
-		p.log.Error("partition cannot be read", "error", err)
+		p.log.ErrorContext(ctx, "partition cannot be read", "error", err)
 		options.OnAlarm(p.sub.topic, p.id, err)
 		return rest(ctx, alarmInterval)
 	case staleMetadata(err):
 		p.sub.subscriber.link.refresh()
 	}
 	if !*failing {
-		p.log.Warn("fetch failed, trying again", "error", err)
+		p.log.WarnContext(ctx, "fetch failed, trying again", "error", err)
 		*failing = true
 	}
 	return wait.sleep(ctx)

@@ -266,7 +266,7 @@ func (p *partition) drain(owned context.Context) {
 		case <-owned.Done():
 			return
 		case <-deadline.C:
-			p.log.Warn("messages in flight were not settled in time, they will be delivered again")
+			p.log.WarnContext(owned, "messages in flight were not settled in time, they will be delivered again")
 			return
 		}
 	}

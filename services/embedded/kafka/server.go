@@ -7,8 +7,8 @@
 // Topics, records and group offsets are in files, written before the answer goes out. So they survive
 // the process being killed at any moment: what was acknowledged is in the kernel's hands. They are
 // not flushed to the disk one by one (kfake's SyncWrites): that costs two flushes per batch, measured
-// at 1.6 to 2.8 ms per acknowledged batch against 0.1 to 0.3 ms, and all partitions wait for each other; and Apache Kafka does not do it either
-// (log.flush.interval.messages). So a power failure may take the last seconds; an orderly Stop flushes.
+// at 1.6 to 2.8 ms per acknowledged batch against 0.1 to 0.3 ms, and all partitions wait for each
+// other; Apache Kafka does not do it either (log.flush.interval.messages). So a power failure may take the last seconds; an orderly Stop flushes.
 // What is cut off in the middle of a record is recognised by its checksum at the next start and dropped.
 //
 // # What is kept
@@ -101,7 +101,7 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 		kfake.ClusterID("verbatim"),
 		kfake.DataDir(filepath.Join(c.DataDir, "broker")),
 		kfake.WithLogger(logger(c.Logger)),
-		kfake.ListenFn(func(network, _ string) (net.Listener, error) { return net.Listen(network, c.Addr) }),
+		kfake.ListenFn(func(network, _ string) (net.Listener, error) { return (&net.ListenConfig{}).Listen(ctx, network, c.Addr) }),
 		kfake.BrokerConfigs(map[string]string{
 			"message.max.bytes":      maxBatchBytes,
 			"log.segment.bytes":      "16777216",
