@@ -88,7 +88,8 @@ func retriable(err error) bool {
 	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, ErrClosed):
 		return false
 	case errors.As(err, &coded):
-		return coded.Temporary()
+		// UNKNOWN_SERVER_ERROR says nothing either way. The embedded broker answers it when its disk is full.
+		return coded.Temporary() || coded == kafkago.Unknown
 	}
 	return true
 }

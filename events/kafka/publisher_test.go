@@ -168,7 +168,11 @@ func TestOrderIsKeptWhenABatchIsWrittenAgain(t *testing.T) {
 		if n++; n%3 == 0 {
 			return nil, nil, false
 		}
-		return produceError(r.(*kmsg.ProduceRequest), kerr.NotEnoughReplicas.Code), nil, true
+		code := kerr.NotEnoughReplicas.Code
+		if n%2 == 0 {
+			code = kerr.UnknownServerError.Code
+		}
+		return produceError(r.(*kmsg.ProduceRequest), code), nil, true
 	})
 	var batch []*message.Message
 	for i := range 30 {

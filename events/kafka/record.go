@@ -30,8 +30,9 @@ type Position struct {
 	Offset    int64
 	// Key is nil when the record has none.
 	Key []byte
-	// Time is the record's timestamp, in milliseconds: the producer's clock, or the broker's when the topic
-	// says message.timestamp.type=LogAppendTime.
+	// Time is the timestamp in the record, in milliseconds. It is the producer's word and not to be trusted,
+	// also where the topic says message.timestamp.type=LogAppendTime: a broker then stamps the batch and
+	// leaves the records alone, and kafka-go (v0.4.51, protocol/record_v2.go) does not hand on the batch's stamp.
 	Time time.Time
 	// HighWatermark is the partition's end offset at the time of the fetch; HighWatermark-Offset-1
 	// records lay behind this one.

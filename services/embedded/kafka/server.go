@@ -23,7 +23,8 @@
 // # What it does not do
 //
 // One broker, no replication, no automatic topics, loopback only, no authentication. A folder belongs to one
-// process at a time.
+// process at a time. message.timestamp.type=LogAppendTime is accepted as a setting and not obeyed: records
+// keep the producer's time. When the disk is full, a write is refused with an error that clients try again.
 package kafka
 
 import (
@@ -66,9 +67,8 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// maxBatchBytes bounds a batch: 1 MiB of payload and its headers several times over. A topic's
-// max.message.bytes may set less.
-const maxBatchBytes = "8388608"
+// maxBatchBytes bounds a batch, where the topic's max.message.bytes does not say otherwise.
+const maxBatchBytes = "16777216"
 
 // Server is a running broker.
 type Server struct {
@@ -101,7 +101,9 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 		kfake.ClusterID("verbatim"),
 		kfake.DataDir(filepath.Join(c.DataDir, "broker")),
 		kfake.WithLogger(logger(c.Logger)),
-		kfake.ListenFn(func(network, _ string) (net.Listener, error) { return (&net.ListenConfig{}).Listen(ctx, network, c.Addr) }),
+		kfake.ListenFn(func(network, _ string) (net.Listener, error) {
+			return (&net.ListenConfig{}).Listen(ctx, network, c.Addr)
+		}),
 		kfake.BrokerConfigs(map[string]string{
 			"message.max.bytes":      maxBatchBytes,
 			"log.segment.bytes":      "16777216",
