@@ -38,8 +38,7 @@ func Topics() []Topic {
 		m := map[string]string{
 			"cleanup.policy": "delete",
 			"retention.ms":   week,
-			// A record's time is the broker's: it says when the fact was received, and no producer can keep a
-			// record from retention with a time of its own.
+			// A record's time is the broker's, so that no producer keeps a record from retention with a time of its own.
 			"message.timestamp.type": "LogAppendTime",
 			"max.message.bytes":      strconv.Itoa(MaxRecordBytes),
 		}
@@ -54,6 +53,7 @@ func Topics() []Topic {
 		{Name: TopicExecutions, Partitions: 12, Config: config()},
 		{Name: TopicControl, Partitions: 1, Config: config()},
 		{Name: TopicRunners, Partitions: 1, Config: config("retention.ms", "3600000")},
-		{Name: TopicDeadletter, Partitions: 3, Config: config("retention.ms", "2592000000")},
+		// A dead letter is a record and some headers more.
+		{Name: TopicDeadletter, Partitions: 3, Config: config("retention.ms", "2592000000", "max.message.bytes", strconv.Itoa(MaxRecordBytes+256<<10))},
 	}
 }

@@ -47,9 +47,12 @@ type grammar struct {
 	Gateway   gatewayCommand   `cmd:"" group:"Services, each by itself:" help:"Serve the HTTP API."`
 	Setup     setupCommand     `cmd:"" group:"Services, each by itself:" help:"Create the topics and the tables; doing it again changes nothing."`
 
+	Deadletter deadletterCommand `cmd:"" group:"Operations:" help:"Look after records that could not be handled."`
+
 	Version versionCommand `cmd:"" help:"Print the version."`
 
-	Log logFlags `embed:"" prefix:"log-"`
+	Log    logFlags        `embed:"" prefix:"log-"`
+	Config kong.ConfigFlag `placeholder:"FILE" help:"JSON file with flags by name, e.g. {\"kafka\": \"broker:9092\"}. Flags and the environment go before it."`
 }
 
 // session is what every command gets beside its own flags.
@@ -75,6 +78,7 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	exit := -1
 	parser, err := kong.New(&g,
 		kong.Name("verbatim"), kong.Description(description), kong.UsageOnError(),
+		kong.Configuration(loadConfig),
 		kong.Writers(stdout, stderr), kong.Exit(func(code int) { exit = code }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true, WrapUpperBound: 100}),
 		kong.Vars{"server": defaultServerHelp, "data": "$VERBATIM_DATA, else ~/.local/state/verbatim", "statuses": strings.Join(statuses, ", ")},

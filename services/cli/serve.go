@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
 
-	"verbatim.dev/events/kafka"
 	"verbatim.dev/services/gateway"
 	"verbatim.dev/services/internal/lifecycle"
 	"verbatim.dev/services/internal/telemetry"
@@ -20,17 +18,6 @@ import (
 // defaultKeep is how many executions' states a projector keeps in memory: at most about 300 KB each, most far
 // less.
 const defaultKeep = 2000
-
-// kafkaFlags say how a service reaches Kafka.
-type kafkaFlags struct {
-	Kafka         []string `required:"" env:"VERBATIM_KAFKA" placeholder:"HOST:PORT" help:"Brokers to start from, separated by commas."`
-	KafkaClientID string   `default:"verbatim" env:"VERBATIM_KAFKA_CLIENT_ID" help:"Name of this client in the broker's logs."`
-	TopicPrefix   string   `env:"VERBATIM_TOPIC_PREFIX" help:"Prefix of every topic and group, so that installations can share a cluster."`
-}
-
-func (f kafkaFlags) config(logger *slog.Logger) kafka.Config {
-	return kafka.Config{Brokers: f.Kafka, ClientID: f.KafkaClientID, TopicPrefix: f.TopicPrefix, Logger: logger}
-}
 
 // clickhouseFlags say how a service reaches ClickHouse.
 type clickhouseFlags struct {
@@ -72,10 +59,11 @@ func (s *session) serve(ctx context.Context, k kafkaFlags, h healthFlags, build 
 		return err
 	}
 	registry, checks := telemetry.NewRegistry(), &telemetry.Checks{}
-	base := wiring.Base{Kafka: k.config(logger), Logger: logger, Registry: registry, Checks: checks}
-	if err := base.Kafka.Validate(); err != nil {
+	broker, err := k.config(logger)
+	if err != nil {
 		return usageError{err}
 	}
+	base := wiring.Base{Kafka: broker, Logger: logger, Registry: registry, Checks: checks}
 	service, err := build(base)
 	if err != nil {
 		return usageError{err}
@@ -192,10 +180,11 @@ func (c *setupCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	b := wiring.Base{Kafka: c.kafkaFlags.config(logger), Logger: logger}
-	if err := b.Kafka.Validate(); err != nil {
+	broker, err := c.kafkaFlags.config(logger)
+	if err != nil {
 		return usageError{err}
 	}
+	b := wiring.Base{Kafka: broker, Logger: logger}
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
 	if err := wiring.Setup(b, c.ClickHouse).Start(ctx); err != nil {
