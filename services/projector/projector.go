@@ -44,6 +44,7 @@ var limits = batch.Config{Items: 20_000, Bytes: 32 << 20, Delay: 250 * time.Mill
 // Projector handles facts. It is safe for concurrent use.
 type Projector struct {
 	rows    Rows
+	archive Archive
 	batcher *batch.Batcher[fact]
 	states  *states
 	logger  *slog.Logger
@@ -59,8 +60,8 @@ type fact struct {
 
 // New returns a projector of a log of facts with the given number of partitions, which keeps at most so many states
 // in memory. Stop it after its handlers have ended.
-func New(r Rows, partitions, keep int, logger *slog.Logger, registry prometheus.Registerer) (*Projector, error) {
-	p := &Projector{rows: r, partitions: partitions, states: newStates(keep), logger: logger, skipped: prometheus.NewCounter(prometheus.CounterOpts{
+func New(r Rows, a Archive, partitions, keep int, logger *slog.Logger, registry prometheus.Registerer) (*Projector, error) {
+	p := &Projector{rows: r, archive: a, partitions: partitions, states: newStates(keep), logger: logger, skipped: prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "verbatim_projector_skipped_records_total", Help: "Records of the log of facts that are no event.",
 	})}
 	if err := registry.Register(p.skipped); err != nil {
@@ -96,7 +97,7 @@ func (p *Projector) fold(ctx context.Context, facts []fact) error {
 	if len(missing) > 0 {
 		var loaded map[string]*execution.State
 		err := retry.Until(ctx, p.logger, "load rows", func() (err error) {
-			loaded, err = p.rows.LoadStates(ctx, missing)
+			loaded, err = p.load(ctx, missing)
 			return err
 		})
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"sync"
 	"testing"
@@ -17,6 +18,7 @@ import (
 	"verbatim.dev/events"
 	"verbatim.dev/events/kafka"
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
+	"verbatim.dev/projections/clickhouse"
 	"verbatim.dev/projections/execution"
 )
 
@@ -28,6 +30,34 @@ type table struct {
 	states map[string][]byte
 	loads  int
 	fail   int // So many inserts fail first.
+	// damaged executions' states cannot be read; archived is what is known of them.
+	damaged  map[string]bool
+	archived []events.Event
+}
+
+func (t *table) Row(_ context.Context, id string) (execution.Row, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.states[id] == nil {
+		return execution.Row{}, clickhouse.ErrNotFound
+	}
+	s, err := execution.Load(t.states[id])
+	if err != nil {
+		return execution.Row{}, err
+	}
+	return s.Row(), nil
+}
+
+func (t *table) Events(_ context.Context, id string, _ int64) iter.Seq2[clickhouse.ArchivedEvent, error] {
+	return func(yield func(clickhouse.ArchivedEvent, error) bool) {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		for _, e := range t.archived {
+			if e.Subject == id && !yield(clickhouse.ArchivedEvent{Event: e, Topic: events.TopicExecutions, ReceivedAt: begun}, nil) {
+				return
+			}
+		}
+	}
 }
 
 func newTable() *table { return &table{states: map[string][]byte{}} }
@@ -37,7 +67,12 @@ func (t *table) LoadStates(_ context.Context, ids []string) (map[string]*executi
 	defer t.mu.Unlock()
 	t.loads++
 	loaded := map[string]*execution.State{}
+	var damaged error
 	for _, id := range ids {
+		if t.damaged[id] {
+			damaged = execution.ErrState
+			continue
+		}
 		if b := t.states[id]; b != nil {
 			s, err := execution.Load(b)
 			if err != nil {
@@ -46,7 +81,7 @@ func (t *table) LoadStates(_ context.Context, ids []string) (map[string]*executi
 			loaded[id] = s
 		}
 	}
-	return loaded, nil
+	return loaded, damaged
 }
 
 func (t *table) InsertRows(_ context.Context, states []*execution.State) error {
@@ -87,9 +122,9 @@ func (t *table) row(tb testing.TB, id string) execution.Row {
 	return s.Row()
 }
 
-func open(t *testing.T, rows Rows, keep int) *Projector {
+func open(t *testing.T, rows *table, keep int) *Projector {
 	t.Helper()
-	p, err := New(rows, 12, keep, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	p, err := New(rows, rows, 12, keep, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,5 +247,33 @@ func TestKnownStatesAreNotLoadedAgain(t *testing.T) {
 	}
 	if rows.loads != 1 {
 		t.Errorf("%d loads for one execution", rows.loads)
+	}
+}
+
+func TestAStateThatCannotBeReadIsRebuiltFromTheArchive(t *testing.T) {
+	t.Parallel()
+	rows := newTable()
+	damaged, healthy := story(t, id(1), 6), story(t, id(2), 6)
+	if err := open(t, rows, 10).fold(t.Context(), append(facts(damaged[:4], 0, 1), facts(healthy[:4], 0, 1)...)); err != nil {
+		t.Fatal(err)
+	}
+	rows.damaged = map[string]bool{id(1): true}
+	next := append(facts(damaged[4:], 0, 1), facts(healthy[4:], 0, 1)...)
+
+	// While the archive is behind the row, nothing is stored: the row would lose what it has.
+	rows.archived = damaged[:2]
+	soon, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := open(t, rows, 10).fold(soon, next); err == nil {
+		t.Error("a row was rebuilt from less than it holds")
+	}
+	rows.archived = damaged[:4]
+	if err := open(t, rows, 10).fold(t.Context(), next); err != nil {
+		t.Fatal(err)
+	}
+	for n, es := range map[int][]events.Event{1: damaged, 2: healthy} {
+		if diff := cmp.Diff(execution.Fold(id(n), es), rows.row(t, id(n))); diff != "" {
+			t.Errorf("row %d (-folded at once +projected):\n%s", n, diff)
+		}
 	}
 }

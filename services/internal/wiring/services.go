@@ -85,7 +85,7 @@ func Projector(b Base, dsn string, keep int) lifecycle.Service {
 			return nil, err
 		}
 		n.close = store.Close
-		p, err := projector.New(store, partitions(), keep, b.Logger, b.Registry)
+		p, err := projector.New(store, store, partitions(), keep, b.Logger, b.Registry)
 		if err != nil {
 			return nil, err
 		}
