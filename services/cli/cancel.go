@@ -17,7 +17,7 @@ type cancelCommand struct {
 
 // Run is called by kong.
 func (c *cancelCommand) Run(ctx context.Context, s *session) error {
-	client, err := c.client()
+	client, err := c.client(s)
 	if err != nil {
 		return err
 	}

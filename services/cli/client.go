@@ -9,8 +9,11 @@ import (
 	"verbatim.dev/services/client"
 )
 
-func (f serverFlags) client() (*client.Client, error) {
-	c, err := client.New(f.url(), client.Options{Token: f.Token, UserAgent: "verbatim/" + version()})
+func (f serverFlags) client(s *session) (*client.Client, error) {
+	c, err := client.New(f.url(), client.Options{
+		Token: f.Token, UserAgent: "verbatim/" + version(),
+		OnInterrupted: func(err error) { fmt.Fprintf(s.stderr, "verbatim: following stands still, trying again: %v\n", err) },
+	})
 	if err != nil {
 		return nil, usageError{err}
 	}

@@ -19,7 +19,7 @@ type eventsCommand struct {
 
 // Run is called by kong.
 func (c *eventsCommand) Run(ctx context.Context, s *session) error {
-	client, err := c.client()
+	client, err := c.client(s)
 	if err != nil {
 		return err
 	}

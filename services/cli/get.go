@@ -21,7 +21,7 @@ type getCommand struct {
 
 // Run is called by kong.
 func (c *getCommand) Run(ctx context.Context, s *session) error {
-	api, err := c.client()
+	api, err := c.client(s)
 	if err != nil {
 		return err
 	}

@@ -47,7 +47,7 @@ func (c *listCommand) Validate() error {
 
 // Run is called by kong.
 func (c *listCommand) Run(ctx context.Context, s *session) error {
-	api, err := c.client()
+	api, err := c.client(s)
 	if err != nil {
 		return err
 	}

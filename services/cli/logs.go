@@ -22,7 +22,7 @@ func (c *logsCommand) Run(ctx context.Context, s *session) error {
 	if c.Attempt != 0 && (c.Stream == "both" || c.Follow) {
 		return usageError{errors.New("--attempt goes with --stream and without --follow")}
 	}
-	api, err := c.client()
+	api, err := c.client(s)
 	if err != nil {
 		return err
 	}

@@ -23,7 +23,7 @@ func (queryCommand) Help() string {
 
 // Run is called by kong.
 func (c *queryCommand) Run(ctx context.Context, s *session) error {
-	client, err := c.client()
+	client, err := c.client(s)
 	if err != nil {
 		return err
 	}

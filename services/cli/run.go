@@ -118,7 +118,7 @@ func (c *runCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	api, err := c.client()
+	api, err := c.client(s)
 	if err != nil {
 		return err
 	}

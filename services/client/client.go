@@ -34,6 +34,8 @@ type Options struct {
 	// Silence is how long a tail may say nothing before it counts as broken; 0 is 35 s: three of the
 	// gateway's heartbeats and a bit.
 	Silence time.Duration
+	// OnInterrupted, if not nil, is told why a tail broke that is made again: once for each time it stands still.
+	OnInterrupted func(err error)
 }
 
 // Client is safe for concurrent use.

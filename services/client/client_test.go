@@ -274,6 +274,29 @@ func TestASilentServerIsLeft(t *testing.T) {
 	}
 }
 
+func TestAnOutageIsToldOnce(t *testing.T) {
+	t.Parallel()
+	end := func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "event: end\ndata: {}\n\n") }
+	s := &script{answers: []http.HandlerFunc{
+		breakOff, breakOff, refuse(http.StatusServiceUnavailable, api.Problem{}),
+		func(w http.ResponseWriter, r *http.Request) { facts(w, 1); breakOff(w, r) }, breakOff, end,
+	}}
+	server := httptest.NewServer(s)
+	defer server.Close()
+	told := 0
+	c, err := client.New(server.URL, client.Options{OnInterrupted: func(error) { told++ }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if got, err := tailed(t.Context(), c); err != nil || len(got) != 1 {
+		t.Errorf("%v: %v", got, err)
+	}
+	if told != 2 { // One before the first fact, one after it.
+		t.Errorf("told %d times", told)
+	}
+}
+
 func TestAnEndlessLineIsNotHeld(t *testing.T) {
 	t.Parallel()
 	c, s := serve(t, func(w http.ResponseWriter, _ *http.Request) {

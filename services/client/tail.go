@@ -59,6 +59,7 @@ func (c *Client) Tail(ctx context.Context, id string) iter.Seq2[api.Fact, error]
 		t := &tail{client: c, id: id, last: -1, yield: yield}
 		wait := backoff.NewExponentialBackOff()
 		wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, 5*time.Second
+		told := false
 		for {
 			before := t.last
 			err := t.follow(ctx)
@@ -74,6 +75,11 @@ func (c *Client) Tail(ctx context.Context, id string) iter.Seq2[api.Fact, error]
 			}
 			if t.last != before {
 				wait.Reset()
+				told = false
+			}
+			if c.o.OnInterrupted != nil && !told {
+				told = true
+				c.o.OnInterrupted(err)
 			}
 			select {
 			case <-ctx.Done():
