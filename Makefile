@@ -26,6 +26,19 @@ demo: deps build ## see one execution go through the whole pipeline
 test: deps ## run all tests of all modules with -race
 	@scripts/test
 
+.PHONY: test-kafka
+test-kafka: deps ## run the transport's suites and the scenarios against a real Apache Kafka (java, mvn)
+	@scripts/test-kafka
+
+.PHONY: soak-transport
+soak-transport: ## 5 minutes of consumers coming and going while the broker is killed, on both brokers
+	@scripts/soak-transport embedded 5m
+	@scripts/soak-transport apache 5m
+
+.PHONY: bench-transport
+bench-transport: ## the transport beside kafka-go alone, in one run
+	@scripts/bench-transport
+
 .PHONY: fuzz
 fuzz: ## fuzz every decoder for 30 s each
 	@scripts/fuzz 30s
