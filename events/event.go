@@ -156,6 +156,14 @@ func (e Event) Validate() error {
 	return errors.Join(errs...)
 }
 
+// AboutExecution reports why the event is no fact about an execution, such as a RunnerHeartbeat: its subject is none.
+func (e Event) AboutExecution() error {
+	if _, err := ParseExecutionID(e.Subject); err != nil {
+		return fmt.Errorf("%s is no fact about an execution: %w", e.Type, err)
+	}
+	return nil
+}
+
 func cut(s string) string {
 	if len(s) > 64 {
 		return s[:64] + "…"

@@ -74,7 +74,7 @@ func New(r Rows, a Archive, partitions, keep int, logger *slog.Logger, registry 
 // Handle folds one fact and returns when its row is stored.
 func (p *Projector) Handle(m *message.Message) error {
 	e, err := codec.FromMessage(m)
-	if err != nil {
+	if err != nil || e.AboutExecution() != nil {
 		p.skipped.Inc()
 		return nil //nolint:nilerr // The recorder dead-letters it.
 	}

@@ -72,6 +72,9 @@ func (r *Recorder) Handle(m *message.Message) error {
 	if err != nil {
 		return failure.Permanent(err)
 	}
+	if err := e.AboutExecution(); err != nil {
+		return failure.Permanent(err)
+	}
 	at, ok := kafka.PositionFromContext(m.Context())
 	if !ok {
 		return failure.Permanent(fmt.Errorf("message %s says not where it comes from", m.UUID))
