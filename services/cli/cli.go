@@ -76,13 +76,7 @@ func (e usageError) Unwrap() error { return e.error }
 func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	var g grammar
 	exit := -1
-	parser, err := kong.New(&g,
-		kong.Name("verbatim"), kong.Description(description), kong.UsageOnError(),
-		kong.Configuration(loadConfig),
-		kong.Writers(stdout, stderr), kong.Exit(func(code int) { exit = code }),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true, WrapUpperBound: 100}),
-		kong.Vars{"server": defaultServerHelp, "data": "$VERBATIM_DATA, else ~/.local/state/verbatim", "statuses": strings.Join(statuses, ", ")},
-	)
+	parser, err := newParser(&g, stdout, stderr, func(code int) { exit = code })
 	if err != nil {
 		fmt.Fprintln(stderr, "verbatim:", err)
 		return exitFailure
@@ -105,6 +99,16 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		return failed(stderr, commandOf(parser, args), err)
 	}
 	return 0
+}
+
+func newParser(g *grammar, stdout, stderr io.Writer, exit func(int)) (*kong.Kong, error) {
+	return kong.New(g,
+		kong.Name("verbatim"), kong.Description(description), kong.UsageOnError(),
+		kong.Configuration(loadConfig),
+		kong.Writers(stdout, stderr), kong.Exit(exit),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true, WrapUpperBound: 100}),
+		kong.Vars{"server": defaultServerHelp, "data": "$VERBATIM_DATA, else ~/.local/state/verbatim", "statuses": strings.Join(statuses, ", ")},
+	)
 }
 
 // commandOf is the command's name, or empty when there is none of that name.

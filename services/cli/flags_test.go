@@ -107,3 +107,31 @@ func TestTheConfigurationFile(t *testing.T) {
 		t.Errorf("a flag does not go before the file: %s", got)
 	}
 }
+
+// What deploy/ shows must be what the program takes.
+func TestTheDeploymentsExampleIsValid(t *testing.T) {
+	unit, err := os.ReadFile("../../deploy/systemd/verbatim@.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const start = "ExecStart=/usr/local/bin/verbatim "
+	_, line, found := strings.Cut(string(unit), start)
+	if !found {
+		t.Fatalf("the unit has no %s", start)
+	}
+	line, _, _ = strings.Cut(line, "\n")
+	for _, service := range []string{"preparer", "runner", "recorder", "projector", "gateway", "setup"} {
+		args := strings.Fields(strings.NewReplacer("%i", service, "/etc/verbatim/verbatim.json", "../../deploy/verbatim.json").Replace(line))
+		var g grammar
+		parser, err := newParser(&g, &bytes.Buffer{}, &bytes.Buffer{}, func(int) {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := parser.Parse(args); err != nil {
+			t.Errorf("%v: %v", args, err)
+		}
+		if kafka := map[string][]string{"preparer": g.Preparer.Kafka, "runner": g.Runner.Kafka, "recorder": g.Recorder.Kafka, "projector": g.Projector.Kafka, "gateway": g.Gateway.Kafka, "setup": g.Setup.Kafka}[service]; len(kafka) != 1 {
+			t.Errorf("%s: the file does not arrive: %q", service, kafka)
+		}
+	}
+}
