@@ -2,8 +2,12 @@ package kafka_test
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"net"
+	"os"
+	"runtime"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -15,7 +19,18 @@ import (
 	"verbatim.dev/events/kafka"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(childDir); dir != "" {
+		beBroker(dir, os.Getenv(childAddr))
+		return
+	}
+	// Watermill's suite mostly waits; by default as many tests run at a time as there are cores.
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f.Value.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) {
+		_ = f.Value.Set("16")
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // broker is a Kafka on loopback that can be restarted on its port with its data.
 type broker struct {

@@ -21,8 +21,11 @@ import (
 	embedded "verbatim.dev/services/embedded/kafka"
 )
 
-// childDir makes the test binary a broker on this folder, for tests that kill it.
-const childDir = "VERBATIM_TEST_KAFKA_DIR"
+// childDir makes the test binary a broker on this folder, for tests that kill it; childAddr is where it listens.
+const (
+	childDir  = "VERBATIM_TEST_BROKER_DIR"
+	childAddr = "VERBATIM_TEST_BROKER_ADDR"
+)
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(childDir); dir != "" {
@@ -34,7 +37,7 @@ func TestMain(m *testing.M) {
 
 // child prints its address and serves until it is killed or its stdin ends.
 func child(dir string) {
-	s, err := embedded.Start(context.Background(), embedded.Config{Addr: "127.0.0.1:0", DataDir: dir})
+	s, err := embedded.Start(context.Background(), embedded.Config{Addr: os.Getenv(childAddr), DataDir: dir})
 	if err != nil {
 		fmt.Println("error:", err)
 		os.Exit(1)
@@ -46,8 +49,13 @@ func child(dir string) {
 // startChild returns the address and a function that kills the broker.
 func startChild(t *testing.T, dir string) (addr string, kill func()) {
 	t.Helper()
+	return startChildAt(t, dir, "127.0.0.1:0")
+}
+
+func startChildAt(t *testing.T, dir, at string) (addr string, kill func()) {
+	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childDir+"="+dir)
+	cmd.Env = append(os.Environ(), childDir+"="+dir, childAddr+"="+at)
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {

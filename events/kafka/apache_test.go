@@ -1,0 +1,57 @@
+//go:build apachekafka
+
+package kafka_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+
+	"verbatim.dev/events/kafka"
+	"verbatim.dev/events/kafka/kafkatest"
+)
+
+// apache is the Apache Kafka that scripts/test-kafka started: VERBATIM_TEST_KAFKA is host:port and
+// VERBATIM_TEST_KAFKA_RESTART a command that kills it and starts it again.
+func apache(t *testing.T) kafkatest.Broker {
+	t.Helper()
+	addr, restart := os.Getenv("VERBATIM_TEST_KAFKA"), os.Getenv("VERBATIM_TEST_KAFKA_RESTART")
+	if addr == "" || restart == "" {
+		t.Fatal("VERBATIM_TEST_KAFKA or VERBATIM_TEST_KAFKA_RESTART is empty: use scripts/test-kafka")
+	}
+	return kafkatest.Broker{Config: kafka.Config{Brokers: []string{addr}}, Restart: func() error {
+		if out, err := exec.Command("bash", "-c", restart).CombinedOutput(); err != nil {
+			return fmt.Errorf("restart Apache Kafka: %w: %s", err, out)
+		}
+		return nil
+	}}
+}
+
+func TestApachePubSub(t *testing.T) { kafkatest.PubSub(t, apache(t)) }
+
+func TestApacheStress(t *testing.T) { kafkatest.Stress(t, apache(t)) }
+
+func TestApacheReconnect(t *testing.T) {
+	b := apache(t)
+	t.Run("ours", func(t *testing.T) { kafkatest.Reconnect(t, b) })
+	t.Run("suite", func(t *testing.T) { kafkatest.SuiteReconnect(t, b) })
+}
+
+// TestApacheFirstMessage says how long a service that was never started before waits for its first message.
+func TestApacheFirstMessage(t *testing.T) {
+	c := apache(t).Config
+	topic := fmt.Sprintf("fresh-%d", time.Now().UnixNano())
+	if err := kafka.EnsureTopics(t.Context(), c, []kafka.Topic{{Name: topic, Partitions: 12}}); err != nil {
+		t.Fatal(err)
+	}
+	fill(t, c, topic, 1)
+	for i := range 3 {
+		d := kafkatest.Fresh(t, c, topic, fmt.Sprintf("fresh-%d", i))
+		t.Logf("first message of fresh group %d after %s", i, d.Round(time.Millisecond))
+		if d > time.Second {
+			t.Errorf("took %s", d)
+		}
+	}
+}
