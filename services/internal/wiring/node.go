@@ -86,7 +86,7 @@ func (n *node) Start(ctx context.Context) error {
 		return err
 	}
 	if err := n.start(ctx); err != nil {
-		return errors.Join(err, n.closeAll())
+		return errors.Join(err, n.end(ctx))
 	}
 	n.Checks.Add(n.name, n.ready)
 	return nil
@@ -151,23 +151,22 @@ func (n *node) Stop(ctx context.Context) error {
 		timer := time.AfterFunc(handlerDrain, func() { n.release() })
 		defer timer.Stop()
 	}
+	return n.end(ctx)
+}
+
+// end ends whatever was begun, also by a start that failed.
+func (n *node) end(ctx context.Context) error {
 	var errs []error
-	if err := n.router.Close(); err != nil {
-		errs = append(errs, fmt.Errorf("close router: %w", err))
+	if n.router != nil {
+		if err := n.router.Close(); err != nil {
+			errs = append(errs, fmt.Errorf("close router: %w", err))
+		}
 	}
 	if n.release != nil {
 		n.release()
 	}
 	if n.drain != nil {
 		errs = append(errs, n.drain(ctx))
-	}
-	return errors.Join(append(errs, n.closeAll())...)
-}
-
-func (n *node) closeAll() error {
-	var errs []error
-	if n.router != nil && !n.router.IsClosed() {
-		errs = append(errs, n.router.Close())
 	}
 	for _, s := range n.subscribers {
 		errs = append(errs, s.Close())
