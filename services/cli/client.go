@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 
 	"verbatim.dev/events"
 	"verbatim.dev/services/client"
@@ -12,6 +13,8 @@ import (
 func (f serverFlags) client(s *session) (*client.Client, error) {
 	c, err := client.New(f.url(), client.Options{
 		Token: f.Token, UserAgent: "verbatim/" + version(),
+		// https://opentelemetry.io/docs/specs/otel/context/env-carriers/
+		Traceparent:   os.Getenv("TRACEPARENT"),
 		OnInterrupted: func(err error) { fmt.Fprintf(s.stderr, "verbatim: following stands still, trying again: %v\n", err) },
 	})
 	if err != nil {

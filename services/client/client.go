@@ -34,6 +34,8 @@ type Options struct {
 	// Silence is how long a tail may say nothing before it counts as broken; 0 is 35 s: three of the
 	// gateway's heartbeats and a bit.
 	Silence time.Duration
+	// Traceparent, if not empty, is the W3C trace context that requests are part of.
+	Traceparent string
 	// OnInterrupted, if not nil, is told why a tail broke that is made again: once for each time it stands still.
 	OnInterrupted func(err error)
 }
@@ -164,6 +166,9 @@ func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 		req.Header.Set("Content-Type", "application/json")
 	}
 	req.Header.Set("User-Agent", c.o.UserAgent)
+	if c.o.Traceparent != "" {
+		req.Header.Set("Traceparent", c.o.Traceparent)
+	}
 	if c.o.Token != "" {
 		req.Header.Set("Authorization", "Bearer "+c.o.Token)
 	}

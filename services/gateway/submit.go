@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"path"
+	"regexp"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -45,6 +46,7 @@ var producer = events.Producer{Name: "gateway", Source: "/verbatim/gateway"}
 
 type submitInput struct {
 	IdempotencyKey string `header:"Idempotency-Key" doc:"The execution id to use, a UUIDv7. A request that is sent again under its id is the same request."`
+	Traceparent    string `header:"Traceparent" doc:"W3C trace context, of which the execution is to be a part: it goes with every event and, as TRACEPARENT, to the process. One that is not valid is left out, as its specification asks."`
 	RawBody        []byte
 	Body           api.SubmitRequest
 }
@@ -69,6 +71,9 @@ func (g *Gateway) submit(ctx context.Context, in *submitInput) (*submitOutput, e
 	if len(faults) > 0 {
 		return nil, problem(http.StatusUnprocessableEntity, "the request cannot be accepted", faults...)
 	}
+	if validTraceparent(in.Traceparent) {
+		e.Traceparent = in.Traceparent
+	}
 	if err := g.publish(ctx, events.TopicRequests, e); err != nil {
 		return nil, err
 	}
@@ -76,6 +81,13 @@ func (g *Gateway) submit(ctx context.Context, in *submitInput) (*submitOutput, e
 	g.accepted.add(execution.Fold(id, []events.Event{e}), len(e.Payload)-len(in.Body.Stdin)+512)
 	out := &submitOutput{Location: api.LinksOf(id).Self, Body: api.SubmitResponse{ExecutionID: id, Links: api.LinksOf(id)}}
 	return out, nil
+}
+
+// traceparentForm is version 00 of https://www.w3.org/TR/trace-context/#traceparent-header; ids of zeros are not valid.
+var traceparentForm = regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
+
+func validTraceparent(s string) bool {
+	return traceparentForm.MatchString(s) && s[3:35] != strings.Repeat("0", 32) && s[36:52] != strings.Repeat("0", 16)
 }
 
 // publish returns nil only when Kafka acknowledged.
