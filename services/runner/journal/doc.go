@@ -1,0 +1,23 @@
+// Package journal is what the runner's worker knows of one attempt, on disk, so that a worker that is killed at
+// any moment leaves behind everything that the next one needs to go on as if nothing had happened.
+//
+// One file per attempt, only appended to. A frame is
+//
+//	length  uint32, little endian, of the body
+//	check   uint32, little endian, CRC-32C of the body
+//	body    one Entry as JSON
+//
+// Entries come in this order, and a later one never takes anything back:
+//
+//	launch    what came from the work topic, and where it lay there. On disk before the offset is committed
+//	claimed   the commit was acknowledged. On disk before the process is started
+//	fact      a numbered fact with its exact payload. In the file before it is published
+//	chunk     a numbered OutputChunk: where its bytes lie in the spool, their CRC-32C, and the state of
+//	          the stream's SHA-256 after them. In the file before it is published
+//	acked     every fact up to this number is in the log
+//
+// A kill in the middle of an append leaves a torn last frame. Open cuts it off: what was being written had not
+// been acted on. Entries are handed to the kernel one by one; that is enough against the death of any process. Only
+// launch and claimed are also synced to the disk, since they decide whether a process is started, and a machine that
+// loses its power must not start one twice. What such a machine loses of the rest is found by the CRC of each chunk.
+package journal

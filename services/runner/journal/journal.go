@@ -1,0 +1,191 @@
+package journal
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
+)
+
+// Entry is one line of the journal: exactly one field is set.
+type Entry struct {
+	Launch  *Launch `json:"launch,omitempty"`
+	Claimed bool    `json:"claimed,omitempty"`
+	Fact    *Fact   `json:"fact,omitempty"`
+	Chunk   *Chunk  `json:"chunk,omitempty"`
+	Acked   uint64  `json:"acked,omitempty"`
+}
+
+// Launch is the Prepared event as it came.
+type Launch struct {
+	Execution   string `json:"execution"`
+	Attempt     uint32 `json:"attempt"`
+	Traceparent string `json:"traceparent,omitempty"`
+	// Payload is the Prepared message in Protobuf.
+	Payload []byte `json:"payload"`
+	// Partition and Offset say where it lies in the work topic. Placed is false when that is not known.
+	Placed    bool      `json:"placed,omitempty"`
+	Partition int       `json:"partition"`
+	Offset    int64     `json:"offset"`
+	At        time.Time `json:"at"`
+}
+
+// Fact is a numbered fact that carries no output.
+type Fact struct {
+	Sequence uint64    `json:"sequence"`
+	Name     string    `json:"name"` // Of the Protobuf message.
+	At       time.Time `json:"at"`
+	Payload  []byte    `json:"payload"`
+}
+
+// Chunk is a numbered fact whose bytes lie in the spool.
+type Chunk struct {
+	Sequence uint64             `json:"sequence"`
+	Stream   executionv1.Stream `json:"stream"`
+	Offset   uint64             `json:"offset"`
+	Length   int                `json:"length"`
+	At       time.Time          `json:"at"`
+	CRC      uint32             `json:"crc"`
+	// Digest is the state of the stream's SHA-256 after the chunk, as crypto/sha256 marshals it.
+	Digest []byte `json:"digest"`
+}
+
+// End is the offset after the chunk's last byte.
+func (c Chunk) End() uint64 { return c.Offset + uint64(c.Length) }
+
+// maxBody bounds a frame: a launch spec in base64 and some room. A longer length is a torn frame.
+const maxBody = 64 << 20
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Checksum is the CRC-32C that frames and chunks carry.
+func Checksum(data []byte) uint32 { return crc32.Checksum(data, castagnoli) }
+
+// Journal is an open journal. It is safe for concurrent use.
+type Journal struct {
+	mu   sync.Mutex
+	file *os.File
+	size int64
+}
+
+// Open opens or makes the journal, and returns what it holds. A torn tail is cut off.
+func Open(path string) (*Journal, []Entry, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open journal: %w", err)
+	}
+	j := &Journal{file: f}
+	entries, err := j.read()
+	if err != nil {
+		_ = f.Close()
+		return nil, nil, fmt.Errorf("read journal %s: %w", path, err)
+	}
+	return j, entries, nil
+}
+
+func (j *Journal) read() ([]Entry, error) {
+	data, err := io.ReadAll(j.file)
+	if err != nil {
+		return nil, err
+	}
+	var entries []Entry
+	for {
+		e, n, err := decode(data[j.size:])
+		if err != nil {
+			return nil, err
+		}
+		if n == 0 {
+			break
+		}
+		entries = append(entries, e)
+		j.size += int64(n)
+	}
+	return entries, j.file.Truncate(j.size)
+}
+
+// decode takes one frame; 0 bytes when there is no whole one. An error means a frame that is whole and makes no sense, which
+// no kill can cause.
+func decode(data []byte) (e Entry, n int, err error) {
+	if len(data) < 8 {
+		return e, 0, nil
+	}
+	length := binary.LittleEndian.Uint32(data)
+	if length == 0 || length > maxBody || uint64(len(data)-8) < uint64(length) {
+		return e, 0, nil
+	}
+	body := data[8 : 8+length]
+	if Checksum(body) != binary.LittleEndian.Uint32(data[4:]) {
+		return e, 0, nil
+	}
+	if err := json.Unmarshal(body, &e); err != nil {
+		return e, 0, fmt.Errorf("decode entry: %w", err)
+	}
+	return e, 8 + int(length), nil
+}
+
+// Append adds an entry, whole or not at all: after an error (a full disk, say) the same entry may be appended again.
+func (j *Journal) Append(e Entry) error {
+	body, err := json.Marshal(e)
+	if err != nil {
+		return fmt.Errorf("encode journal entry: %w", err)
+	}
+	if len(body) > maxBody {
+		return fmt.Errorf("journal entry has %d bytes, the limit is %d", len(body), maxBody)
+	}
+	frame := make([]byte, 8, 8+len(body))
+	binary.LittleEndian.PutUint32(frame, uint32(len(body)))
+	binary.LittleEndian.PutUint32(frame[4:], Checksum(body))
+	frame = append(frame, body...)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if _, err := j.file.WriteAt(frame, j.size); err != nil {
+		return errors.Join(fmt.Errorf("append to journal: %w", err), j.file.Truncate(j.size))
+	}
+	j.size += int64(len(frame))
+	return nil
+}
+
+// Sync puts the journal on the disk. The name of a new journal also needs SyncFolder.
+func (j *Journal) Sync() error {
+	if err := j.file.Sync(); err != nil {
+		return fmt.Errorf("sync journal: %w", err)
+	}
+	return nil
+}
+
+// Close closes the file.
+func (j *Journal) Close() error { return j.file.Close() }
+
+// WriteFile makes a file so that after a crash it is there whole or not at all: written aside, synced, renamed, and
+// the folder synced.
+func WriteFile(path string, data []byte) error {
+	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return err
+	}
+	return SyncFolder(filepath.Dir(path))
+}
+
+// SyncFolder puts a folder's list of names on the disk.
+func SyncFolder(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
