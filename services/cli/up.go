@@ -31,6 +31,8 @@ type upCommand struct {
 	HTTP       string   `name:"http" default:"127.0.0.1:7410" env:"VERBATIM_HTTP" placeholder:"ADDR" help:"Address of the HTTP API; port 0 is any free one. Default: 127.0.0.1:7410."`
 	Token      string   `env:"VERBATIM_TOKEN" placeholder:"TOKEN" help:"Token that requests must carry; needed for an address that is not on loopback. Better given by the environment."`
 	Kafka      string   `default:"127.0.0.1:7411" env:"VERBATIM_KAFKA_LISTEN" placeholder:"ADDR" help:"Address of the embedded Kafka, on loopback. Default: 127.0.0.1:7411."`
+	Broker     []string `name:"kafka-broker" env:"VERBATIM_KAFKA_BROKER" placeholder:"HOST:PORT" help:"Use this broker instead of the embedded Kafka, which is then not started."`
+	Prefix     string   `name:"topic-prefix" env:"VERBATIM_TOPIC_PREFIX" help:"Prefix of every topic and group, so that installations can share a broker."`
 	ClickHouse string   `name:"clickhouse" default:"127.0.0.1:7412" env:"VERBATIM_CLICKHOUSE_LISTEN" placeholder:"ADDR" help:"Address of the embedded ClickHouse, on loopback. Default: 127.0.0.1:7412."`
 	Libchdb    string   `env:"VERBATIM_LIBCHDB" placeholder:"FILE" help:"The ClickHouse engine. Default: where \"make deps\" puts it."`
 	Services   []string `default:"preparer,runner,recorder,projector" enum:"preparer,runner,recorder,projector,none" help:"Services to run beside the gateway, separated by commas; none for none. The others are started by you, on the addresses printed."`
@@ -47,9 +49,22 @@ processes are ended (TERM, then KILL after the grace time) and what they wrote i
 func (c *upCommand) validate() error {
 	var errs []error
 	errs = append(errs, gateway.ValidateAddress(c.HTTP, c.Token))
-	errs = append(errs, embeddedkafka.Config{Addr: c.Kafka, DataDir: c.Data}.Validate())
+	if len(c.Broker) > 0 {
+		errs = append(errs, c.kafka("", nil).Validate())
+	} else {
+		errs = append(errs, embeddedkafka.Config{Addr: c.Kafka, DataDir: c.Data}.Validate())
+	}
 	errs = append(errs, clickhouse.Config{Addr: c.ClickHouse, DataDir: c.Data}.Validate())
 	return errors.Join(errs...)
+}
+
+// kafka says how every service reaches the broker: the one that was named, or else the embedded one.
+func (c *upCommand) kafka(embedded string, logger *slog.Logger) kafka.Config {
+	brokers := c.Broker
+	if len(brokers) == 0 {
+		brokers = []string{embedded}
+	}
+	return kafka.Config{Brokers: brokers, ClientID: "verbatim", TopicPrefix: c.Prefix, Logger: logger}
 }
 
 // Run is called by kong.
@@ -112,21 +127,22 @@ func (c *upCommand) start(ctx context.Context, group *lifecycle.Group, logger *s
 	if err := add("clickhouse", database); err != nil {
 		return used, err
 	}
-	broker := &wiring.Embedded[*embeddedkafka.Server]{Open: func(ctx context.Context) (*embeddedkafka.Server, error) {
-		return embeddedkafka.Start(ctx, embeddedkafka.Config{Addr: c.Kafka, DataDir: filepath.Join(c.Data, "kafka"), Logger: logger})
-	}}
-	if err := add("kafka", broker); err != nil {
-		return used, err
+	var embedded string
+	if len(c.Broker) == 0 {
+		broker := &wiring.Embedded[*embeddedkafka.Server]{Open: func(ctx context.Context) (*embeddedkafka.Server, error) {
+			return embeddedkafka.Start(ctx, embeddedkafka.Config{Addr: c.Kafka, DataDir: filepath.Join(c.Data, "kafka"), Logger: logger})
+		}}
+		if err := add("kafka", broker); err != nil {
+			return used, err
+		}
+		embedded = broker.Server.Addr()
 	}
 	// Only who holds the folder's locks may touch its endpoints: another stack on it was refused above.
 	if err := removeEndpoints(c.Data); err != nil {
 		return used, errors.Join(err, stopAll(group))
 	}
-	used.Kafka, used.ClickHouse = broker.Server.Addr(), database.Server.Addr()
-	base := wiring.Base{
-		Kafka:  kafka.Config{Brokers: []string{used.Kafka}, ClientID: "verbatim", Logger: logger},
-		Logger: logger, Registry: registry, Checks: checks,
-	}
+	base := wiring.Base{Kafka: c.kafka(embedded, logger), Logger: logger, Registry: registry, Checks: checks}
+	used.Kafka, used.ClickHouse = base.Kafka.Brokers[0], database.Server.Addr()
 	dsn := database.Server.DSN()
 	if err := add("setup", wiring.Setup(base, dsn)); err != nil {
 		return used, err
