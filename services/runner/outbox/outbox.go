@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -59,6 +60,10 @@ type Config struct {
 	// LimitBytes bounds what waits to be acknowledged.
 	LimitBytes int
 	Publisher  Publisher
+	// Record, if not nil, writes a fact down before it is queued; it may wait. It is called for one fact at a time, in order.
+	Record func(sequence uint64, at time.Time, fact proto.Message)
+	// Acknowledged, if not nil, is called when every fact up to the number is in the log.
+	Acknowledged func(sequence uint64)
 	// Retried is called for each failed publish. It may be nil.
 	Retried func()
 	Logger  *slog.Logger
@@ -69,7 +74,7 @@ type Outbox struct {
 	config Config
 
 	mu      sync.Mutex
-	last    uint64 // The last number given out.
+	last    atomic.Uint64 // The last number given out. It is only written under mu.
 	acked   uint64 // The last number acknowledged.
 	queue   []*message.Message
 	bytes   int // Of the queue and of the batch under way.
@@ -83,10 +88,20 @@ func New(c Config) *Outbox {
 }
 
 // Last is the last number that was given out; 0 before the first.
-func (o *Outbox) Last() uint64 {
+func (o *Outbox) Last() uint64 { return o.last.Load() }
+
+// Resume goes on where a former outbox of the same attempt stopped: facts up to acked are in the log. It comes before
+// everything else; Again then queues the facts that were given numbers and may not be there.
+func (o *Outbox) Resume(acked uint64) {
+	o.acked = acked
+	o.last.Store(acked)
+}
+
+// Again queues a fact that was recorded before, under the next number.
+func (o *Outbox) Again(at time.Time, fact proto.Message) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.last
+	return o.queueUp(at, fact, false)
 }
 
 // Add takes a fact at once. It fails when the outbox is closed or the fact cannot be encoded; then no number is
@@ -94,7 +109,7 @@ func (o *Outbox) Last() uint64 {
 func (o *Outbox) Add(at time.Time, fact proto.Message) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.add(at, fact)
+	return o.queueUp(at, fact, true)
 }
 
 // AddWhenRoom waits until there is room for the fact, or until the context ends, and then takes it. One
@@ -105,7 +120,7 @@ func (o *Outbox) AddWhenRoom(ctx context.Context, at time.Time, fact proto.Messa
 		o.mu.Lock()
 		if o.closed || o.bytes == 0 || o.bytes+size <= o.config.LimitBytes {
 			defer o.mu.Unlock()
-			return o.add(at, fact)
+			return o.queueUp(at, fact, true)
 		}
 		changed := o.changed
 		o.mu.Unlock()
@@ -117,11 +132,11 @@ func (o *Outbox) AddWhenRoom(ctx context.Context, at time.Time, fact proto.Messa
 	}
 }
 
-func (o *Outbox) add(at time.Time, fact proto.Message) error {
+func (o *Outbox) queueUp(at time.Time, fact proto.Message, record bool) error {
 	if o.closed {
 		return ErrClosed
 	}
-	e, err := o.config.Producer.Event(o.config.Execution, o.config.Attempt, o.last+1, at, fact)
+	e, err := o.config.Producer.Event(o.config.Execution, o.config.Attempt, o.last.Load()+1, at, fact)
 	if err != nil {
 		return fmt.Errorf("make event: %w", err)
 	}
@@ -130,7 +145,10 @@ func (o *Outbox) add(at time.Time, fact proto.Message) error {
 	if err != nil {
 		return err
 	}
-	o.last++
+	if record && o.config.Record != nil {
+		o.config.Record(o.last.Load()+1, at, fact)
+	}
+	o.last.Add(1)
 	o.queue = append(o.queue, m)
 	o.bytes += cost(m)
 	o.wake()
@@ -171,10 +189,10 @@ func (o *Outbox) Send(ctx context.Context) error {
 func (o *Outbox) unsent(err error) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.acked == o.last {
+	if o.acked == o.last.Load() {
 		return nil
 	}
-	return fmt.Errorf("facts %d to %d are not acknowledged: %w", o.acked+1, o.last, err)
+	return fmt.Errorf("facts %d to %d are not acknowledged: %w", o.acked+1, o.last.Load(), err)
 }
 
 // next waits for something to publish and takes a batch of it; nil when there will be no more.
@@ -211,8 +229,14 @@ func (o *Outbox) take() []*message.Message {
 
 func (o *Outbox) acknowledge(batch []*message.Message) {
 	o.mu.Lock()
-	defer o.mu.Unlock()
 	o.acked += uint64(len(batch))
+	acked := o.acked
+	defer func() {
+		o.mu.Unlock()
+		if o.config.Acknowledged != nil {
+			o.config.Acknowledged(acked)
+		}
+	}()
 	for i, m := range batch {
 		o.bytes -= cost(m)
 		batch[i] = nil // The queue shares this array: let the payload go.

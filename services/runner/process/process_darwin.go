@@ -72,14 +72,17 @@ func (p *Process) Wait() (Exit, error) {
 }
 
 // GroupHasOthers reports whether the group has a member besides the process itself that is not a zombie.
-func (p *Process) GroupHasOthers() (bool, error) {
+func (p *Process) GroupHasOthers() (bool, error) { return GroupHasOthers(p.PID) }
+
+// GroupHasOthers is Process.GroupHasOthers for a process that somebody else holds.
+func GroupHasOthers(leader int) (bool, error) {
 	const zombie = 5 // SZOMB, <sys/proc.h>
-	members, err := unix.SysctlKinfoProcSlice("kern.proc.pgrp", p.PID)
+	members, err := unix.SysctlKinfoProcSlice("kern.proc.pgrp", leader)
 	if err != nil {
 		return false, err
 	}
 	for _, m := range members {
-		if int(m.Proc.P_pid) != p.PID && m.Proc.P_stat != zombie {
+		if int(m.Proc.P_pid) != leader && m.Proc.P_stat != zombie {
 			return true, nil
 		}
 	}

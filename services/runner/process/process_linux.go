@@ -119,7 +119,10 @@ func childStatus(info *unix.Siginfo) int32 {
 
 // GroupHasOthers reports whether the group has a member besides the process itself that is not a zombie. It
 // reads all of /proc, so it is for rare moments.
-func (p *Process) GroupHasOthers() (bool, error) {
+func (p *Process) GroupHasOthers() (bool, error) { return GroupHasOthers(p.PID) }
+
+// GroupHasOthers is Process.GroupHasOthers for a process that somebody else holds.
+func GroupHasOthers(leader int) (bool, error) {
 	proc, err := os.Open("/proc")
 	if err != nil {
 		return false, err
@@ -131,10 +134,10 @@ func (p *Process) GroupHasOthers() (bool, error) {
 	}
 	for _, name := range names {
 		pid, err := strconv.Atoi(name)
-		if err != nil || pid == p.PID {
+		if err != nil || pid == leader {
 			continue
 		}
-		if state, group, ok := readStat(name); ok && group == p.PID && state != "Z" && state != "X" {
+		if state, group, ok := readStat(name); ok && group == leader && state != "Z" && state != "X" {
 			return true, nil
 		}
 	}

@@ -1,0 +1,42 @@
+package spool
+
+import (
+	"errors"
+	"io"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+const ioctlReadable = unix.TIOCINQ
+
+// spliceBytes is what one splice takes at most: more than a pipe holds by default (64 KiB, pipe(7)).
+const spliceBytes = 1 << 20
+
+// transfer moves what a pipe holds to a place in a file, without passing through this process. errEmpty: nothing is there.
+func transfer(in, out int, offset int64) (int64, error) {
+	for {
+		n, err := unix.Splice(in, nil, out, &offset, spliceBytes, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+		switch {
+		case n > 0:
+			return n, nil
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EAGAIN):
+			return 0, errEmpty
+		case errors.Is(err, unix.EINVAL):
+			return copyOnce(in, out, offset) // The input is no pipe, or the file system cannot do it.
+		case err != nil:
+			return 0, os.NewSyscallError("splice", err)
+		default:
+			return 0, io.EOF
+		}
+	}
+}
+
+// punch gives the disk back what lies in a range. Where that cannot be done the file stays large until it is removed.
+func punch(f *os.File, from, to int64) {
+	if fd, err := number(f); err == nil {
+		_ = syscall.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, from, to-from)
+	}
+}

@@ -1,0 +1,342 @@
+// Package supervisor holds the processes of a runner. It is the part that is meant never to crash, so it knows
+// nothing of events, topics, output or brokers, and it listens to no network.
+//
+//	             ┌──────────── supervisor ────────────┐
+//	parent ──►   │ Host: the processes, their pipes    │ ◄── socket pair ──► worker
+//	             │ Run: the worker, signals, orphans   │      (package protocol)
+//	             └──────────────┬─────────────────────┘
+//	                       processes, each a session of its own
+//
+// Host starts processes, keeps a second descriptor of every pipe, and writes each exit status to the attempt's
+// folder before it tells it. A worker that dies takes no descriptor's last copy with it: the process notices nothing, and
+// the next worker gets the same pipes, the same document for standard input with the position that the kernel kept,
+// and the same exit.
+//
+// An ended process stays a zombie until the worker releases it, so its number, which is also its group's, can be
+// signalled without ever meaning a stranger (package process).
+//
+// A process is started at most once, also when the supervisor itself is killed in the middle: StartingFile is made
+// exclusively and synced before fork(2). A supervisor that finds one it knows nothing of answers Gone, with what the
+// former one had written down.
+package supervisor
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"verbatim.dev/services/runner/journal"
+	"verbatim.dev/services/runner/process"
+	"verbatim.dev/services/runner/protocol"
+)
+
+// Host holds the processes. It is safe for concurrent use.
+type Host struct {
+	logger *slog.Logger
+	// forking is held, shared, from before fork(2) until the child is entered, so that who reaps orphans can tell them
+	// from children of ours.
+	forking sync.RWMutex
+	waits   sync.WaitGroup
+
+	mu      sync.Mutex
+	held    map[string]*held
+	changed chan struct{} // Closed and replaced when one was released.
+	worker  *protocol.Conn
+}
+
+// held is one process that was not released.
+type held struct {
+	process  *process.Process
+	record   protocol.Record
+	document *os.File // nil when the process reads from the null device, or has been given everything.
+	exit     *protocol.Exit
+}
+
+// NewHost returns a host without processes.
+func NewHost(l *slog.Logger) *Host {
+	return &Host{logger: l, held: make(map[string]*held), changed: make(chan struct{})}
+}
+
+// Serve answers one worker until its end of the socket is closed. Only one worker is served at a time. ready is
+// called when the worker says so.
+func (h *Host) Serve(c *protocol.Conn, ready func()) error {
+	h.mu.Lock()
+	h.worker = c
+	h.mu.Unlock()
+	defer func() {
+		h.mu.Lock()
+		h.worker = nil
+		h.mu.Unlock()
+	}()
+	for {
+		m, err := c.Receive()
+		if err != nil {
+			return err
+		}
+		if m.Kind == protocol.Ready && ready != nil {
+			ready()
+		}
+		answer, after := h.answer(m)
+		answer.Number = m.Number
+		err = c.Send(answer)
+		after()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// answer does what was asked. What it returns second is to be called when the answer is sent.
+func (h *Host) answer(m protocol.Message) (answer protocol.Message, after func()) {
+	after = func() {}
+	switch m.Kind {
+	case protocol.Start:
+		return h.start(m)
+	case protocol.Signal:
+		return h.signal(m), after
+	case protocol.StdinDone:
+		h.stdinDone(m.Attempt)
+	case protocol.Release:
+		h.release(m.Attempt)
+	case protocol.Ready:
+	default:
+		protocol.CloseAll(m.Files)
+		return protocol.Message{Kind: protocol.Done, Error: fmt.Sprintf("unknown request %q", m.Kind)}, after
+	}
+	return protocol.Message{Kind: protocol.Done}, after
+}
+
+// start starts the process, or finds it.
+func (h *Host) start(m protocol.Message) (protocol.Message, func()) {
+	h.mu.Lock()
+	p, known := h.held[m.Attempt]
+	h.mu.Unlock()
+	if known {
+		protocol.CloseAll(m.Files)
+		return h.started(p), func() { h.tell(m.Attempt) }
+	}
+	if err := reserve(m.Folder); errors.Is(err, fs.ErrExist) {
+		protocol.CloseAll(m.Files)
+		return gone(m.Folder), func() {}
+	} else if err != nil {
+		protocol.CloseAll(m.Files)
+		return protocol.Message{Kind: protocol.Done, Error: fmt.Sprintf("reserve the start: %v", err), Errno: errnoOf(err)}, func() {}
+	}
+	p, record := h.fork(m)
+	// Without a sync: when the machine dies, so does the process, and what this says is of no use any more.
+	if data, err := json.Marshal(record); err != nil || os.WriteFile(filepath.Join(m.Folder, protocol.RecordFile), data, 0o600) != nil {
+		h.logger.Error("start record cannot be written", "attempt", m.Attempt)
+	}
+	if p == nil {
+		return protocol.Message{Kind: protocol.Gone, Record: &record}, func() {}
+	}
+	return h.started(p), func() {
+		h.waits.Go(func() { h.wait(m.Attempt, m.Folder, p) })
+	}
+}
+
+// reserve makes the start of an attempt ours for ever; fs.ErrExist when it was reserved before.
+func reserve(folder string) error {
+	f, err := os.OpenFile(filepath.Join(folder, protocol.StartingFile), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Close(), journal.SyncFolder(folder))
+}
+
+// fork starts the process and enters it.
+func (h *Host) fork(m protocol.Message) (*held, protocol.Record) {
+	h.forking.RLock()
+	defer h.forking.RUnlock()
+	p, err := process.Start(process.Spec{
+		Argv: m.Command.Argv, Environment: m.Command.Environment, Directory: m.Command.Directory, Stdin: len(m.Files) > 0,
+	})
+	if err != nil {
+		protocol.CloseAll(m.Files)
+		f := &protocol.Failure{Message: err.Error()}
+		var start *process.StartError
+		if errors.As(err, &start) {
+			f.Reason, f.Errno = start.Reason, start.Errno
+		}
+		return nil, protocol.Record{Failure: f}
+	}
+	e := &held{process: p, record: protocol.Record{PID: p.PID, StartedAt: p.StartedAt, Boot: bootID()}}
+	if len(m.Files) > 0 {
+		e.document = m.Files[0]
+	}
+	h.mu.Lock()
+	h.held[m.Attempt] = e
+	h.mu.Unlock()
+	return e, e.record
+}
+
+// started hands out the pipes: stdout, stderr, and, while there is something to write, stdin and its document.
+func (h *Host) started(p *held) protocol.Message {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	files := []*os.File{p.process.Stdout, p.process.Stderr}
+	if p.document != nil {
+		files = append(files, p.process.Stdin, p.document)
+	}
+	return protocol.Message{Kind: protocol.Started, Record: &p.record, Files: files}
+}
+
+// gone says what a former supervisor wrote down.
+func gone(folder string) protocol.Message {
+	m := protocol.Message{Kind: protocol.Gone}
+	_ = ReadRecord(filepath.Join(folder, protocol.RecordFile), &m.Record)
+	_ = ReadRecord(filepath.Join(folder, protocol.ExitFile), &m.Exit)
+	return m
+}
+
+// ReadRecord reads one of the supervisor's files.
+func ReadRecord[T any](path string, into **T) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	v := new(T)
+	if err := json.Unmarshal(data, v); err != nil {
+		return err
+	}
+	*into = v
+	return nil
+}
+
+// wait waits for the end, writes it down, and tells the worker.
+func (h *Host) wait(attempt, folder string, p *held) {
+	exit, err := p.process.Wait()
+	if errors.Is(err, os.ErrClosed) {
+		return // Released before it ended: nobody wants to know.
+	}
+	e := &protocol.Exit{Code: exit.Code, Signal: exit.Signal, CoreDumped: exit.CoreDumped, EndedAt: exit.EndedAt}
+	if err != nil {
+		e = &protocol.Exit{EndedAt: time.Now(), WaitError: err.Error(), Errno: errnoOf(err)}
+	} else if e.Usage, err = proto.Marshal(exit.Usage); err != nil {
+		h.logger.Error("resource usage cannot be encoded", "attempt", attempt, "error", err)
+	}
+	data, err := json.Marshal(e)
+	if err == nil {
+		err = journal.WriteFile(filepath.Join(folder, protocol.ExitFile), data)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		// It is still told, and told again to every worker while this supervisor lives.
+		h.logger.Error("exit record cannot be written", "attempt", attempt, "error", err)
+	}
+	h.mu.Lock()
+	p.exit = e
+	h.mu.Unlock()
+	h.tell(attempt)
+}
+
+// tell tells the worker how a process ended, when it has.
+func (h *Host) tell(attempt string) {
+	h.mu.Lock()
+	p, c := h.held[attempt], h.worker
+	var exit *protocol.Exit
+	if p != nil {
+		exit = p.exit
+	}
+	h.mu.Unlock()
+	if exit == nil || c == nil {
+		return
+	}
+	// An error means that the worker is gone; the next one is told when it asks for the process.
+	_ = c.Send(protocol.Message{Kind: protocol.Exited, Attempt: attempt, Exit: exit})
+}
+
+func (h *Host) signal(m protocol.Message) protocol.Message {
+	h.mu.Lock()
+	p := h.held[m.Attempt]
+	h.mu.Unlock()
+	answer := protocol.Message{Kind: protocol.Done}
+	if p == nil {
+		answer.Kind = protocol.Gone
+	} else if err := p.process.SignalGroup(m.Signal); errors.Is(err, os.ErrProcessDone) {
+		answer.Kind = protocol.Gone
+	} else if err != nil {
+		answer.Error, answer.Errno = err.Error(), errnoOf(err)
+	}
+	return answer
+}
+
+// stdinDone closes our copies, so that the process sees the end of its standard input.
+func (h *Host) stdinDone(attempt string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if p := h.held[attempt]; p != nil && p.document != nil {
+		_, _ = p.process.Stdin.Close(), p.document.Close()
+		p.document = nil
+	}
+}
+
+// release lets go of a process: it is reaped when it has ended.
+func (h *Host) release(attempt string) {
+	h.stdinDone(attempt)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p := h.held[attempt]
+	if p == nil {
+		return
+	}
+	delete(h.held, attempt)
+	_, _ = p.process.Stdout.Close(), p.process.Stderr.Close()
+	p.process.Release()
+	close(h.changed)
+	h.changed = make(chan struct{})
+}
+
+// Idle returns a channel that is closed when there was no process for a moment.
+func (h *Host) Idle() <-chan struct{} {
+	idle := make(chan struct{})
+	go func() {
+		defer close(idle)
+		for {
+			h.mu.Lock()
+			n, changed := len(h.held), h.changed
+			h.mu.Unlock()
+			if n == 0 {
+				return
+			}
+			<-changed
+		}
+	}()
+	return idle
+}
+
+// Close kills every process that was not released, with its group, and lets go of it.
+func (h *Host) Close() {
+	h.mu.Lock()
+	var left []string
+	for attempt, p := range h.held {
+		_ = p.process.SignalGroup(syscall.SIGKILL)
+		left = append(left, attempt)
+	}
+	h.mu.Unlock()
+	for _, attempt := range left {
+		h.logger.Warn("process is killed, since its runner is over", "attempt", attempt)
+		h.release(attempt)
+	}
+	h.waits.Wait()
+}
+
+func bootID() string {
+	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(id))
+}
+
+func errnoOf(err error) syscall.Errno {
+	var errno syscall.Errno
+	errors.As(err, &errno)
+	return errno
+}
