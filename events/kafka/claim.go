@@ -110,7 +110,7 @@ func (d *delivery) outlive() {
 		select {
 		case <-d.msg.Acked():
 		case <-d.msg.Nacked():
-		case <-d.Done():
+		case <-d.partition.sub.messages.Done():
 		}
 		d.cancel()
 	}()

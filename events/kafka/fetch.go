@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	kafkago "github.com/segmentio/kafka-go"
-	"github.com/segmentio/kafka-go/protocol"
 )
 
 // First and Last stand for the beginning and the end of a partition where an offset is asked for.
@@ -32,6 +30,7 @@ type cursor struct {
 	partition int
 	next      int64
 	maxBytes  int
+	names     names
 }
 
 // errStuck says that the broker answers with data that holds nothing to read.
@@ -53,17 +52,19 @@ func (c *cursor) read(ctx context.Context) ([]*Record, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, fetchWait+requestTimeout)
 	defer cancel()
-	res, err := c.link.client.Fetch(ctx, &kafkago.FetchRequest{
-		Topic: c.link.config.wireTopic(c.topic), Partition: c.partition, Offset: c.next,
-		MinBytes: 1, MaxBytes: int64(c.maxBytes), MaxWait: fetchWait,
+	answer, err := c.link.transport.RoundTrip(ctx, c.link.addr, &fetchRequest{
+		clientID: c.link.config.clientID(), topic: c.link.config.wireTopic(c.topic), partition: int32(c.partition),
+		offset: c.next, maxBytes: int32(min(c.maxBytes, maxResponse/2)), maxWait: fetchWait,
 	})
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, fmt.Errorf("fetch %s/%d: %w", c.topic, c.partition, err)
-	case errors.Is(res.Error, kafkago.OffsetOutOfRange):
+	}
+	res := answer.(*fetchResponse)
+	switch {
+	case errors.Is(res.err, kafkago.OffsetOutOfRange):
 		return nil, c.outOfRange(ctx)
-	case res.Error != nil:
-		return nil, fmt.Errorf("fetch %s/%d: %w", c.topic, c.partition, res.Error)
+	case res.err != nil:
+		return nil, fmt.Errorf("fetch %s/%d: %w", c.topic, c.partition, res.err)
 	}
 	return c.collect(res)
 }
@@ -81,84 +82,42 @@ func (c *cursor) outOfRange(ctx context.Context) error {
 	return &OffsetError{Topic: c.topic, Partition: c.partition, Offset: c.next, First: first, End: end}
 }
 
-// collect copies the records out of the response and moves the cursor behind them. kafka-go's own stream
-// hides control batches, and with them the way past them, so the batches are walked here.
-func (c *cursor) collect(res *kafkago.FetchResponse) ([]*Record, error) {
-	batches := []kafkago.RecordReader{res.Records}
-	if s, ok := res.Records.(*protocol.RecordStream); ok {
-		batches = s.Records
+// collect takes the records out of the response and moves the cursor behind them, also where there is nothing to
+// take: control batches and batches that compaction emptied. What comes before something unreadable is returned
+// without an error; the next read begins there and says so.
+func (c *cursor) collect(res *fetchResponse) ([]*Record, error) {
+	at := Position{Topic: c.topic, Partition: c.partition, HighWatermark: res.highWatermark}
+	if c.names == nil {
+		c.names = names{}
 	}
 	var records []*Record
-	seen, began := 0, c.next
-	for _, b := range batches {
-		_, control := b.(*protocol.ControlBatch)
-		n := 0
-		for {
-			raw, err := b.ReadRecord()
-			if errors.Is(err, io.EOF) {
-				break
-			}
-			if err != nil {
-				return records, fmt.Errorf("decode record near %s/%d/%d: %w", c.topic, c.partition, c.next, err)
-			}
-			n++
-			r, err := c.record(raw, res.HighWatermark)
-			if err != nil {
-				return records, err
-			}
-			if r.Offset < c.next {
-				continue
-			}
-			c.next = r.Offset + 1
-			if !control {
-				records = append(records, r)
+	began := c.next
+	for left := res.records; len(left) > 0; {
+		x, rest, ok, err := nextBatch(left)
+		if !ok {
+			break
+		}
+		if left = rest; err == nil && x.last < c.next {
+			continue
+		}
+		if err == nil && !x.control() {
+			var more []*Record
+			if more, err = x.read(records, c.next, at, c.names); err == nil {
+				records = more
 			}
 		}
-		seen += n
-		if e, ok := b.(*protocol.RecordBatch); ok && n == 0 {
-			// A batch emptied by compaction: its first offset holds nothing.
-			c.next = max(c.next, e.BaseOffset) + 1
-			seen++
+		if err != nil && c.next == began {
+			return nil, fmt.Errorf("fetch %s/%d/%d: %w: %w", c.topic, c.partition, c.next, errStuck, err)
 		}
+		if err != nil {
+			break
+		}
+		c.next = x.last + 1
 	}
-	if seen > 0 && c.next == began {
+	if len(res.records) > 0 && c.next == began {
 		return nil, fmt.Errorf("fetch %s/%d/%d: %w", c.topic, c.partition, c.next, errStuck)
 	}
 	return records, nil
-}
-
-func (c *cursor) record(raw *kafkago.Record, high int64) (*Record, error) {
-	key, err := readAll(raw.Key)
-	if err != nil {
-		return nil, fmt.Errorf("read key of %s/%d/%d: %w", c.topic, c.partition, raw.Offset, err)
-	}
-	value, err := readAll(raw.Value)
-	if err != nil {
-		return nil, fmt.Errorf("read value of %s/%d/%d: %w", c.topic, c.partition, raw.Offset, err)
-	}
-	r := &Record{
-		Position: Position{
-			Topic: c.topic, Partition: c.partition, Offset: raw.Offset,
-			Key: key, Time: raw.Time, HighWatermark: high,
-		},
-		Value: value,
-	}
-	if len(raw.Headers) > 0 {
-		r.Headers = make([]Header, len(raw.Headers))
-		for i, h := range raw.Headers {
-			r.Headers[i] = Header(h)
-		}
-	}
-	return r, nil
-}
-
-// readAll copies the bytes and gives kafka-go its buffer back; null stays nil.
-func readAll(b kafkago.Bytes) ([]byte, error) {
-	if b == nil {
-		return nil, nil
-	}
-	defer b.Close()
-	return kafkago.ReadAll(b)
 }
 
 // offsets returns the first offset and the end of a partition.

@@ -316,38 +316,3 @@ func (p *partition) commit() {
 	}
 	p.committed = p.window.done
 }
-
-// delivery is one message handed out once. It is also that message's context.
-type delivery struct {
-	context.Context
-	cancel    context.CancelFunc
-	partition *partition
-	record    *Record
-	offset    int64
-	msg       *message.Message
-	claimed   atomic.Bool
-}
-
-func newDelivery(p *partition, r *Record) *delivery {
-	r.Assignment = p.number
-	d := &delivery{partition: p, record: r, offset: r.Offset}
-	d.Context, d.cancel = context.WithCancel(p.sub.messages)
-	d.msg = r.Message()
-	d.msg.SetContext(d)
-	return d
-}
-
-// Value serves PositionFromContext, HeadersFromContext, Stopping and CommitSync.
-func (d *delivery) Value(key any) any {
-	switch key.(type) {
-	case positionKey:
-		return &d.record.Position
-	case headersKey:
-		return d.record.Headers
-	case deliveryKey:
-		return d
-	case stoppingKey:
-		return d.partition.sub.stop.Done()
-	}
-	return d.Context.Value(key)
-}

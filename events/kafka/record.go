@@ -5,6 +5,7 @@ import (
 	"context"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -30,9 +31,9 @@ type Position struct {
 	Offset    int64
 	// Key is nil when the record has none.
 	Key []byte
-	// Time is the timestamp in the record, in milliseconds. It is the producer's word and not to be trusted,
-	// also where the topic says message.timestamp.type=LogAppendTime: a broker then stamps the batch and
-	// leaves the records alone, and kafka-go (v0.4.51, protocol/record_v2.go) does not hand on the batch's stamp.
+	// Time is the record's timestamp, to the millisecond. Where the topic says
+	// message.timestamp.type=LogAppendTime it is the broker's; otherwise it is the producer's word and not to be trusted.
+	// The embedded broker does not know that setting.
 	Time time.Time
 	// HighWatermark is the partition's end offset at the time of the fetch; HighWatermark-Offset-1
 	// records lay behind this one.
@@ -43,7 +44,8 @@ type Position struct {
 	Assignment uint64
 }
 
-// Record is a record as it lies in the log. Whoever reads it must not change its bytes.
+// Record is a record as it lies in the log. Whoever reads it must not change its bytes. Records that were
+// written together share memory: copy a key or value that is to be kept for long.
 type Record struct {
 	Position
 	Headers []Header
@@ -54,13 +56,32 @@ type Record struct {
 // Message turns a record into a message; it never fails.
 func (r *Record) Message() *message.Message {
 	m := message.NewMessage("", r.Value)
-	for _, h := range r.Headers {
-		m.Metadata[h.Key] = string(h.Value)
+	if len(r.Headers) > 0 {
+		r.metadata(m)
 	}
 	if m.UUID = m.Metadata[headerID]; m.UUID == "" {
 		m.UUID = r.Topic + "/" + strconv.Itoa(r.Partition) + "/" + strconv.FormatInt(r.Offset, 10)
 	}
 	return m
+}
+
+// metadata makes one string of all values and cuts it up: one allocation for all of them.
+func (r *Record) metadata(m *message.Message) {
+	size := 0
+	for _, h := range r.Headers {
+		size += len(h.Value)
+	}
+	var all strings.Builder
+	all.Grow(size)
+	for _, h := range r.Headers {
+		all.Write(h.Value)
+	}
+	text := all.String()
+	m.Metadata = make(message.Metadata, len(r.Headers))
+	for _, h := range r.Headers {
+		m.Metadata[h.Key] = text[:len(h.Value)]
+		text = text[len(h.Value):]
+	}
 }
 
 type (
