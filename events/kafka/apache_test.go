@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"verbatim.dev/events/kafka"
 	"verbatim.dev/events/kafka/kafkatest"
 )
@@ -52,6 +54,23 @@ func TestApacheFirstMessage(t *testing.T) {
 		t.Logf("first message of fresh group %d after %s", i, d.Round(time.Millisecond))
 		if d > time.Second {
 			t.Errorf("took %s", d)
+		}
+	}
+}
+
+// TestApacheAppendTime: where the topic says so, a record's time is the broker's.
+func TestApacheAppendTime(t *testing.T) {
+	c := apache(t).Config
+	for _, kind := range []string{"LogAppendTime", "CreateTime"} {
+		topic := fmt.Sprintf("time-%s-%d", kind, time.Now().UnixNano())
+		if err := kafka.EnsureTopics(t.Context(), c, []kafka.Topic{{Name: topic, Partitions: 1, Config: map[string]string{"message.timestamp.type": kind}}}); err != nil {
+			t.Fatal(err)
+		}
+		told := time.UnixMilli(1_700_000_000_000)
+		produce(t, foreign(t, c), &kgo.Record{Topic: topic, Partition: 0, Key: []byte("k"), Timestamp: told})
+		got := records(t, c, topic, 0)[0].Time
+		if byBroker := time.Since(got).Abs() < time.Minute; byBroker != (kind == "LogAppendTime") || !byBroker && !got.Equal(told) {
+			t.Errorf("%s: the record's time is %s", kind, got)
 		}
 	}
 }

@@ -1,10 +1,15 @@
+//go:build benchtransport
+
 package kafka_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -14,7 +19,19 @@ import (
 	"verbatim.dev/events/kafka"
 )
 
-var sizes = map[string]int{"100B": 100, "4KiB": 4 << 10, "512KiB": 512 << 10}
+// The benchmark compares this package with kafka-go alone on the same broker in the same run: round by round in turn,
+// median of the rounds. Both write with acks=all, zstd and the same limits of a batch; both read in a group, look at
+// every message, and acknowledge in batches. scripts/bench-transport runs it.
+const (
+	benchPartitions = 4
+	benchKeys       = 64
+	ackEvery        = 500
+)
+
+var loads = []struct {
+	name    string
+	size, n int
+}{{"100 B", 100, 300_000}, {"4 KiB", 4 << 10, 20_000}, {"512 KiB", 512 << 10, 200}}
 
 func payload(n int) []byte {
 	b := make([]byte, n)
@@ -25,124 +42,181 @@ func payload(n int) []byte {
 	return b
 }
 
-const benchPartitions = 4
-
 // chunk is how many messages one call publishes.
 func chunk(size int) int { return max(1, min(1000, 4<<20/size)) }
 
-// BenchmarkPublish and BenchmarkConsume measure this package beside kafka-go alone, on the same broker.
-func BenchmarkPublish(b *testing.B) {
-	for name, size := range sizes {
-		value := payload(size)
-		b.Run(name+"/verbatim", func(b *testing.B) {
-			broker := startBroker(b)
-			topic := broker.topic(b, benchPartitions)
-			p := publisher(b, broker.config(), kafka.PublisherOptions{})
-			b.SetBytes(int64(size))
-			b.ResetTimer()
-			for done := 0; done < b.N; {
-				var batch []*message.Message
-				for range min(chunk(size), b.N-done) {
-					m := message.NewMessage(fmt.Sprint(done), value)
-					m.Metadata["ce_partitionkey"] = fmt.Sprint(done % 64)
-					batch = append(batch, m)
-					done++
-				}
-				if err := p.Publish(topic, batch...); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-		b.Run(name+"/kafka-go", func(b *testing.B) {
-			broker := startBroker(b)
-			topic := broker.topic(b, benchPartitions)
-			w := &kafkago.Writer{
-				Addr: kafkago.TCP(broker.config().Brokers...), Topic: topic, Balancer: kafkago.Murmur2Balancer{}, RequiredAcks: kafkago.RequireAll,
-				BatchTimeout: 5 * time.Millisecond, BatchSize: 10_000, BatchBytes: 1 << 20, Compression: kafkago.Zstd,
-			}
-			defer w.Close()
-			b.SetBytes(int64(size))
-			b.ResetTimer()
-			for done := 0; done < b.N; {
-				var batch []kafkago.Message
-				for range min(chunk(size), b.N-done) {
-					batch = append(batch, kafkago.Message{
-						Key: []byte(fmt.Sprint(done % 64)), Value: value,
-						Headers: []kafkago.Header{{Key: "ce_id", Value: []byte(fmt.Sprint(done))}, {Key: "ce_partitionkey", Value: []byte(fmt.Sprint(done % 64))}},
-					})
-					done++
-				}
-				if err := w.WriteMessages(context.Background(), batch...); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
+func TestBeside(t *testing.T) {
+	rounds := 7
+	if s := os.Getenv("VERBATIM_BENCH_ROUNDS"); s != "" {
+		rounds, _ = strconv.Atoi(s)
+	}
+	c := kafka.Config{Brokers: []string{os.Getenv("VERBATIM_TEST_KAFKA")}}
+	if c.Brokers[0] == "" {
+		c = startChild(t).config()
+	}
+	fmt.Printf("%-8s %-8s %26s %26s %7s\n", "", "", "verbatim", "kafka-go alone", "ratio")
+	for _, l := range loads {
+		ours, theirs := topicOn(t, c), topicOn(t, c)
+		b := &beside{t: t, config: c, size: l.size, n: l.n, value: payload(l.size)}
+		b.compare("publish", l.name, rounds, func() time.Duration { return b.publish(ours) }, func() time.Duration { return b.publishAlone(theirs) })
+		source := topicOn(t, c)
+		b.publish(source)
+		b.compare("consume", l.name, rounds, func() time.Duration { return b.consume(source) }, func() time.Duration { return b.consumeAlone(source) })
 	}
 }
 
-func BenchmarkConsume(b *testing.B) {
-	for name, size := range sizes {
-		prepare := func(b *testing.B) (*broker, string) {
-			broker := startBroker(b)
-			topic := broker.topic(b, benchPartitions)
-			p := publisher(b, broker.config(), kafka.PublisherOptions{})
-			value := payload(size)
-			for done := 0; done < b.N; {
-				var batch []*message.Message
-				for range min(chunk(size), b.N-done) {
-					m := message.NewMessage(fmt.Sprint(done), value)
-					m.Metadata["ce_partitionkey"] = fmt.Sprint(done % 64)
-					batch = append(batch, m)
-					done++
-				}
-				if err := p.Publish(topic, batch...); err != nil {
-					b.Fatal(err)
-				}
-			}
-			b.SetBytes(int64(size))
-			return broker, topic
-		}
-		b.Run(name+"/verbatim", func(b *testing.B) {
-			broker, topic := prepare(b)
-			s := subscriber(b, broker.config(), kafka.SubscriberOptions{Group: "g", MaxInFlight: 1000})
-			b.ResetTimer()
-			messages := subscribe(b, s, topic)
-			var batch []*message.Message
-			for i := range b.N {
-				m := <-messages
-				batch = append(batch, m)
-				if len(batch) == 500 || i == b.N-1 || size > 100_000 {
-					for _, m := range batch {
-						m.Ack()
-					}
-					batch = batch[:0]
-				}
-			}
-			b.StopTimer()
-		})
-		b.Run(name+"/kafka-go", func(b *testing.B) {
-			broker, topic := prepare(b)
-			b.ResetTimer()
-			r := kafkago.NewReader(kafkago.ReaderConfig{
-				Brokers: broker.config().Brokers, GroupID: "g", Topic: topic, MinBytes: 1, MaxBytes: 1 << 20,
-				CommitInterval: 100 * time.Millisecond, MaxWait: 500 * time.Millisecond, StartOffset: kafkago.FirstOffset,
-			})
-			var batch []kafkago.Message
-			for i := range b.N {
-				m, err := r.FetchMessage(context.Background())
-				if err != nil || len(bytes.TrimSpace(m.Value)) == 0 {
-					b.Fatal(err)
-				}
-				batch = append(batch, m)
-				if len(batch) == 500 || i == b.N-1 || size > 100_000 {
-					if err := r.CommitMessages(context.Background(), batch...); err != nil {
-						b.Fatal(err)
-					}
-					batch = batch[:0]
-				}
-			}
-			b.StopTimer()
-			_ = r.Close()
-		})
+func topicOn(t *testing.T, c kafka.Config) string {
+	name := fmt.Sprintf("bench-%d", time.Now().UnixNano())
+	if err := kafka.EnsureTopics(t.Context(), c, []kafka.Topic{{Name: name, Partitions: benchPartitions}}); err != nil {
+		t.Fatal(err)
 	}
+	return name
+}
+
+type beside struct {
+	t       *testing.T
+	config  kafka.Config
+	size, n int
+	value   []byte
+	groups  int
+}
+
+// compare runs the two in turn, who is first changing every round.
+func (b *beside) compare(what, size string, rounds int, ours, theirs func() time.Duration) {
+	var a, o []time.Duration
+	for i := range rounds + 1 {
+		runtime.GC()
+		var x, y time.Duration
+		if i%2 == 0 {
+			x, y = ours(), theirs()
+		} else {
+			y, x = theirs(), ours()
+		}
+		if i > 0 { // the first round warms up
+			a, o = append(a, x), append(o, y)
+		}
+	}
+	x, y := median(a), median(o)
+	fmt.Printf("%-8s %-8s %26s %26s %7.2f\n", what, size, b.rate(x), b.rate(y), y.Seconds()/x.Seconds())
+}
+
+func (b *beside) rate(d time.Duration) string {
+	perSecond := float64(b.n) / d.Seconds()
+	return fmt.Sprintf("%8.0f msg/s %6.1f MB/s", perSecond, perSecond*float64(b.size)/1e6)
+}
+
+func median(d []time.Duration) time.Duration {
+	slices.Sort(d)
+	return d[len(d)/2]
+}
+
+func (b *beside) publish(topic string) time.Duration {
+	p, err := kafka.NewPublisher(b.config, kafka.PublisherOptions{})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer p.Close()
+	began := time.Now()
+	for done := 0; done < b.n; {
+		var batch []*message.Message
+		for range min(chunk(b.size), b.n-done) {
+			m := message.NewMessage(strconv.Itoa(done), b.value)
+			m.Metadata["ce_partitionkey"] = strconv.Itoa(done % benchKeys)
+			batch = append(batch, m)
+			done++
+		}
+		if err := p.Publish(topic, batch...); err != nil {
+			b.t.Fatal(err)
+		}
+	}
+	return time.Since(began)
+}
+
+func (b *beside) publishAlone(topic string) time.Duration {
+	w := &kafkago.Writer{
+		Addr: kafkago.TCP(b.config.Brokers...), Topic: topic, Balancer: kafkago.Murmur2Balancer{}, RequiredAcks: kafkago.RequireAll,
+		Transport: &kafkago.Transport{}, BatchTimeout: kafka.DefaultLinger, BatchSize: kafka.DefaultBatchMessages, BatchBytes: kafka.DefaultBatchBytes, Compression: kafkago.Zstd,
+	}
+	defer w.Close()
+	began := time.Now()
+	for done := 0; done < b.n; {
+		var batch []kafkago.Message
+		for range min(chunk(b.size), b.n-done) {
+			key := strconv.Itoa(done % benchKeys)
+			batch = append(batch, kafkago.Message{
+				Key: []byte(key), Value: b.value,
+				Headers: []kafkago.Header{{Key: "ce_id", Value: []byte(strconv.Itoa(done))}, {Key: "ce_partitionkey", Value: []byte(key)}},
+			})
+			done++
+		}
+		if err := w.WriteMessages(context.Background(), batch...); err != nil {
+			b.t.Fatal(err)
+		}
+	}
+	return time.Since(began)
+}
+
+func (b *beside) group() string {
+	b.groups++
+	return fmt.Sprintf("bench-%d-%d", time.Now().UnixNano(), b.groups)
+}
+
+// consume measures from the first message on: joining the group is not what is compared.
+func (b *beside) consume(topic string) time.Duration {
+	s, err := kafka.NewSubscriber(b.config, kafka.SubscriberOptions{Group: b.group(), MaxInFlight: 2 * ackEvery})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer s.Close()
+	messages, err := s.Subscribe(context.Background(), topic)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	var began time.Time
+	var batch []*message.Message
+	for i := range b.n {
+		m := <-messages
+		if i == 0 {
+			began = time.Now()
+		}
+		if len(m.Payload) != b.size {
+			b.t.Fatal("wrong payload")
+		}
+		if batch = append(batch, m); len(batch) == ackEvery || i == b.n-1 || b.size > 100_000 {
+			for _, m := range batch {
+				m.Ack()
+			}
+			batch = batch[:0]
+		}
+	}
+	return time.Since(began)
+}
+
+func (b *beside) consumeAlone(topic string) time.Duration {
+	r := kafkago.NewReader(kafkago.ReaderConfig{
+		Brokers: b.config.Brokers, GroupID: b.group(), Topic: topic, MinBytes: 1, MaxBytes: kafka.DefaultFetchBytes,
+		CommitInterval: kafka.DefaultCommitInterval, MaxWait: 500 * time.Millisecond, StartOffset: kafkago.FirstOffset,
+	})
+	defer r.Close()
+	var began time.Time
+	var batch []kafkago.Message
+	for i := range b.n {
+		m, err := r.FetchMessage(context.Background())
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		if i == 0 {
+			began = time.Now()
+		}
+		if len(m.Value) != b.size {
+			b.t.Fatal("wrong payload")
+		}
+		if batch = append(batch, m); len(batch) == ackEvery || i == b.n-1 || b.size > 100_000 {
+			if err := r.CommitMessages(context.Background(), batch...); err != nil {
+				b.t.Fatal(err)
+			}
+			batch = batch[:0]
+		}
+	}
+	return time.Since(began)
 }
