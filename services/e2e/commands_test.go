@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -40,28 +41,35 @@ func up(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || s.process != nil {
 		ts.Fatalf("usage: up [FLAG…], once until down or kill9")
 	}
-	data := ts.Getenv("VERBATIM_DATA")
-	log, err := os.OpenFile(ts.MkAbs("up.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	ts.Check(err)
+	ts.Check(s.start(environ(ts), ts.Getenv("WORK"), ts.Getenv("VERBATIM_DATA"), args))
+	ts.Defer(func() { _ = s.stop(syscall.SIGKILL) }) // A failing scenario must not leave its stack behind.
+	s.ready(ts)
+}
+
+// start starts the program in dir, where its log goes too.
+func (s *stack) start(env []string, dir, data string, args []string) error {
+	log, err := os.OpenFile(filepath.Join(dir, "up.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
 	defer log.Close()
+	program, err := exec.LookPath("verbatim")
+	if err != nil {
+		return err
+	}
 	flags := []string{"up", "--data", data, "--http", "127.0.0.1:0", "--kafka", "127.0.0.1:0", "--clickhouse", "127.0.0.1:0"}
-	program, err := lookPath(ts, "verbatim")
-	ts.Check(err)
 	c := exec.Command(program, append(flags, args...)...)
-	c.Env = environ(ts)
-	c.Dir = ts.Getenv("WORK")
-	c.Stdout, c.Stderr = log, log
-	// A failing scenario must not leave its stack behind.
+	c.Env, c.Dir, c.Stdout, c.Stderr = env, dir, log, log
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	ts.Check(c.Start())
+	if err := c.Start(); err != nil {
+		return err
+	}
 	s.process, s.ended = c, make(chan struct{})
 	go func() {
 		s.err = c.Wait()
 		close(s.ended)
 	}()
-	ts.Defer(func() { s.stop(syscall.SIGKILL) })
-
-	s.ready(ts)
+	return nil
 }
 
 // ready waits until the stack of the scenario's data folder is ready, and sets VERBATIM_SERVER, HTTP, KAFKA and
@@ -74,26 +82,41 @@ func ready(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func (s *stack) ready(ts *testscript.TestScript) {
-	var addresses struct{ HTTP, Kafka, ClickHouse string }
-	ts.Check(poll(func() error {
+	addresses, err := s.await(ts.Getenv("VERBATIM_DATA"), ts.MkAbs("up.log"))
+	ts.Check(err)
+	addresses.setenv(ts)
+}
+
+// addresses are what a stack writes to endpoints.json.
+type addresses struct{ HTTP, Kafka, ClickHouse string }
+
+func (a addresses) setenv(ts *testscript.TestScript) {
+	ts.Setenv("VERBATIM_SERVER", "http://"+a.HTTP)
+	ts.Setenv("HTTP", a.HTTP)
+	ts.Setenv("KAFKA", a.Kafka)
+	ts.Setenv("CLICKHOUSE", a.ClickHouse)
+}
+
+// await waits until the stack on the data folder is ready.
+func (s *stack) await(data, log string) (addresses, error) {
+	var a addresses
+	err := poll(func() error {
 		select {
 		case <-s.ended: // Never, when the scenario started its stack itself.
-			return fatalError{fmt.Errorf("the stack ended: %w\n%s", s.err, ts.ReadFile("up.log"))}
+			said, _ := os.ReadFile(log)
+			return fatalError{fmt.Errorf("the stack ended: %w\n%s", s.err, said)}
 		default:
 		}
-		text, err := os.ReadFile(ts.Getenv("VERBATIM_DATA") + "/endpoints.json")
+		text, err := os.ReadFile(filepath.Join(data, "endpoints.json"))
 		if err != nil {
 			return err
 		}
-		if err := json.Unmarshal(text, &addresses); err != nil {
+		if err := json.Unmarshal(text, &a); err != nil {
 			return fatalError{fmt.Errorf("endpoints.json: %w", err)}
 		}
-		return get("http://" + addresses.HTTP + "/readyz")
-	}))
-	ts.Setenv("VERBATIM_SERVER", "http://"+addresses.HTTP)
-	ts.Setenv("HTTP", addresses.HTTP)
-	ts.Setenv("KAFKA", addresses.Kafka)
-	ts.Setenv("CLICKHOUSE", addresses.ClickHouse)
+		return get("http://" + a.HTTP + "/readyz")
+	})
+	return a, err
 }
 
 // down sends SIGTERM to the stack and wants it to end with exit code 0.
@@ -247,22 +270,18 @@ func get(url string) error {
 	return nil
 }
 
+// passed are the variables that a stack gets of its scenario's environment.
+var passed = []string{
+	"PATH", "HOME", "TMPDIR", "VERBATIM_LIBCHDB", "VERBATIM_CACHE", "XDG_CACHE_HOME", "GOCOVERDIR", "GORACE",
+	"VERBATIM_KAFKA_BROKER", "VERBATIM_TOPIC_PREFIX",
+}
+
 func environ(ts *testscript.TestScript) []string {
 	var env []string
-	for _, name := range []string{"PATH", "HOME", "TMPDIR", "VERBATIM_LIBCHDB", "VERBATIM_CACHE", "XDG_CACHE_HOME", "GOCOVERDIR", "GORACE"} {
+	for _, name := range passed {
 		if v := ts.Getenv(name); v != "" {
 			env = append(env, name+"="+v)
 		}
 	}
 	return env
-}
-
-func lookPath(ts *testscript.TestScript, name string) (string, error) {
-	for _, dir := range strings.Split(ts.Getenv("PATH"), string(os.PathListSeparator)) {
-		path := dir + "/" + name
-		if info, err := os.Stat(path); err == nil && info.Mode()&0o111 != 0 {
-			return path, nil
-		}
-	}
-	return "", fmt.Errorf("%s is not on PATH", name)
 }

@@ -21,35 +21,45 @@ func TestMain(m *testing.M) {
 
 func TestScenarios(t *testing.T) {
 	t.Parallel()
-	testscript.Run(t, testscript.Params{
-		Dir: "testdata",
-		Setup: func(e *testscript.Env) error {
-			for _, name := range []string{"VERBATIM_LIBCHDB", "VERBATIM_CACHE", "XDG_CACHE_HOME"} {
-				e.Setenv(name, os.Getenv(name))
-			}
-			home, err := os.UserHomeDir()
-			if err != nil {
-				return err
-			}
-			if os.Getenv("XDG_CACHE_HOME") == "" {
-				// Scenarios have a home folder of their own; the library lies in the user's cache.
-				e.Setenv("XDG_CACHE_HOME", home+"/.cache")
-			}
-			e.Setenv("VERBATIM_DATA", e.WorkDir+"/data")
-			e.Values[stackKey{}] = &stack{}
-			return nil
-		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"up":       up,
-			"ready":    ready,
-			"down":     down,
-			"kill9":    kill9,
-			"field":    field,
-			"until":    until,
-			"repeat":   repeat,
-			"sha256eq": sha256eq,
-		},
-		RequireExplicitExec: true,
-		RequireUniqueNames:  true,
-	})
+	run(t, nil, testscript.Params{Dir: "testdata"})
+}
+
+// run runs scenarios with these variables on top of their own.
+func run(t *testing.T, env map[string]string, p testscript.Params) {
+	common := &shared{}
+	t.Cleanup(func() { common.stop(t) })
+	p.Setup = func(e *testscript.Env) error {
+		for _, name := range []string{"VERBATIM_LIBCHDB", "VERBATIM_CACHE", "XDG_CACHE_HOME", "VERBATIM_E2E_LINE"} {
+			e.Setenv(name, os.Getenv(name))
+		}
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return err
+		}
+		if os.Getenv("XDG_CACHE_HOME") == "" {
+			// Scenarios have a home folder of their own; the library lies in the user's cache.
+			e.Setenv("XDG_CACHE_HOME", home+"/.cache")
+		}
+		e.Setenv("VERBATIM_DATA", e.WorkDir+"/data")
+		e.Values[stackKey{}] = &stack{}
+		e.Values[sharedKey{}] = common
+		for name, value := range env {
+			e.Setenv(name, value)
+		}
+		return nil
+	}
+	p.Cmds = map[string]func(*testscript.TestScript, bool, []string){
+		"up":       up,
+		"server":   server,
+		"ready":    ready,
+		"down":     down,
+		"kill9":    kill9,
+		"field":    field,
+		"until":    until,
+		"repeat":   repeat,
+		"sha256eq": sha256eq,
+	}
+	p.RequireExplicitExec = true
+	p.RequireUniqueNames = true
+	testscript.Run(t, p)
 }
