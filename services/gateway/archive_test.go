@@ -7,16 +7,19 @@ import (
 	"net/http"
 	"testing"
 	"time"
+
+	"verbatim.dev/services/gateway"
 )
 
 // More slow readers than the database has connections, and rows and outputs are read as ever.
 func TestSlowReadersHoldNoConnection(t *testing.T) {
 	t.Parallel()
-	s := start(t)
+	const readers = 20 // The database has fewer connections for reads. More would be cut off before the last is held, where it is slow.
+	s := start(t, func(c *gateway.Config) { c.MaxDownloads = readers })
 	story, want := s.sealedOutput(t, 2_000_000, 1<<20) // 20 MB: several parts, more than sockets buffer.
 	path := "/v1/executions/" + story.id
 	var held []io.Closer
-	for i := range 64 {
+	for i := range readers {
 		kind := path + "/output/stdout"
 		if i%3 == 0 {
 			kind = path + "/events"
@@ -30,8 +33,8 @@ func TestSlowReadersHoldNoConnection(t *testing.T) {
 		}
 		held = append(held, resp.Body)
 	}
-	s.do("GET", path+"/output/stdout", nil).problem(t, http.StatusServiceUnavailable, "64")
-	s.do("GET", path+"/events", nil).problem(t, http.StatusServiceUnavailable, "64")
+	s.do("GET", path+"/output/stdout", nil).problem(t, http.StatusServiceUnavailable, fmt.Sprint(readers))
+	s.do("GET", path+"/events", nil).problem(t, http.StatusServiceUnavailable, fmt.Sprint(readers))
 	if _, name, _ := s.tail(t, story.id).next(); name != "ExecutionRequested" {
 		t.Errorf("a tail beside slow readers begins with %q", name)
 	}

@@ -15,7 +15,9 @@ import (
 const (
 	DefaultMaxBody  = 16 << 20
 	DefaultMaxTails = 256
-	minTokenBytes   = 16
+	// DefaultMaxDownloads times 8 MiB, a part of the archive, is what downloads may hold in memory.
+	DefaultMaxDownloads = 64
+	minTokenBytes       = 16
 )
 
 // Config of a gateway.
@@ -28,6 +30,8 @@ type Config struct {
 	MaxBody int64
 	// MaxTails bounds the live tails at one time; 0 is DefaultMaxTails.
 	MaxTails int
+	// MaxDownloads bounds the outputs and lists of events that are read at one time; 0 is DefaultMaxDownloads.
+	MaxDownloads int
 	// ClickHouseURL is ClickHouse's HTTP interface, for queries: http://user:password@host:port/database.
 	ClickHouseURL string
 	// Heartbeat is how often a tail without facts says that it lives; 0 is 10 s.
@@ -44,7 +48,7 @@ func (c Config) Validate() error {
 	if err := ValidateAddress(c.Addr, c.Token); err != nil {
 		errs = append(errs, err)
 	}
-	if c.MaxBody < 0 || c.MaxTails < 0 || c.Heartbeat < 0 {
+	if c.MaxBody < 0 || c.MaxTails < 0 || c.MaxDownloads < 0 || c.Heartbeat < 0 {
 		bad("limits: a limit is negative")
 	}
 	// The parser's error would repeat the URL, and with it the password.
@@ -82,6 +86,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.MaxTails == 0 {
 		c.MaxTails = DefaultMaxTails
+	}
+	if c.MaxDownloads == 0 {
+		c.MaxDownloads = DefaultMaxDownloads
 	}
 	if c.Heartbeat == 0 {
 		c.Heartbeat = 10 * time.Second

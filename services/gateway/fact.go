@@ -39,7 +39,7 @@ func (g *Gateway) events(ctx context.Context, in *rowInput) (*huma.StreamRespons
 		defer stop()
 		r, w := humago.Unwrap(hc)
 		if !g.downloads.TryAcquire(1) {
-			writeProblem(w, tooManyDownloads())
+			writeProblem(w, g.tooManyDownloads())
 			return
 		}
 		defer g.downloads.Release(1)
@@ -60,11 +60,8 @@ func (g *Gateway) events(ctx context.Context, in *rowInput) (*huma.StreamRespons
 	}}, nil
 }
 
-// maxDownloads bounds what is read at one time, each with a part of the archive in memory.
-const maxDownloads = 64
-
-func tooManyDownloads() error {
-	return problem(http.StatusServiceUnavailable, fmt.Sprintf("%d outputs and events are being read already, and that is the limit", maxDownloads))
+func (g *Gateway) tooManyDownloads() error {
+	return problem(http.StatusServiceUnavailable, fmt.Sprintf("%d outputs and events are being read already, and that is the limit", g.c.MaxDownloads))
 }
 
 func writeFacts(w http.ResponseWriter, e clickhouse.ArchivedEvent, some bool, next func() (clickhouse.ArchivedEvent, error, bool)) error {

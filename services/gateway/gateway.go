@@ -115,7 +115,7 @@ func New(c Config, d Deps) (*Gateway, error) {
 	g.recorder = barrier.New(d.Offsets, recorderGroup, events.TopicExecutions)
 	g.archive = boundedArchive{d.Archive, semaphore.NewWeighted(archiveReads)}
 	g.hub = tail.NewHub(tail.Config{Log: d.Log, Archive: tailArchive{g.archive, g.recorder}, Partition: g.partition, Logger: g.c.Logger})
-	g.downloads = semaphore.NewWeighted(maxDownloads)
+	g.downloads = semaphore.NewWeighted(int64(g.c.MaxDownloads))
 	g.tails = semaphore.NewWeighted(int64(g.c.MaxTails))
 	g.clickhouse = newQueryClient(g.c.ClickHouseURL)
 	g.routes = http.NewServeMux()

@@ -75,7 +75,7 @@ type reading struct {
 func (o *reading) bounded(serve func(huma.Context)) func(huma.Context) {
 	return func(hc huma.Context) {
 		if _, w := humago.Unwrap(hc); !o.g.downloads.TryAcquire(1) {
-			writeProblem(w, tooManyDownloads())
+			writeProblem(w, o.g.tooManyDownloads())
 			return
 		}
 		defer o.g.downloads.Release(1)
