@@ -133,9 +133,11 @@ func (b *beside) publish(topic string) time.Duration {
 }
 
 func (b *beside) publishAlone(topic string) time.Duration {
+	transport := &kafkago.Transport{}
+	defer transport.CloseIdleConnections()
 	w := &kafkago.Writer{
 		Addr: kafkago.TCP(b.config.Brokers...), Topic: topic, Balancer: kafkago.Murmur2Balancer{}, RequiredAcks: kafkago.RequireAll,
-		Transport: &kafkago.Transport{}, BatchTimeout: kafka.DefaultLinger, BatchSize: kafka.DefaultBatchMessages, BatchBytes: kafka.DefaultBatchBytes, Compression: kafkago.Zstd,
+		Transport: transport, BatchTimeout: kafka.DefaultLinger, BatchSize: kafka.DefaultBatchMessages, BatchBytes: kafka.DefaultBatchBytes, Compression: kafkago.Zstd,
 	}
 	defer w.Close()
 	began := time.Now()

@@ -6,7 +6,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	kafkago "github.com/segmentio/kafka-go"
 )
 
@@ -27,6 +26,7 @@ type partition struct {
 	window    *window[*delivery]
 	pending   []*Record // fetched, not handed out
 	fetched   chan []*Record
+	handing   *handover // with the pump
 	claims    chan *claim
 	claimed   []*claim // waiting until everything below is acknowledged
 	ended     chan struct{}
@@ -112,19 +112,22 @@ func (p *partition) deliver(owned context.Context) bool {
 	scan := time.NewTicker(min(scanInterval, o.CommitInterval))
 	defer scan.Stop()
 	commitAt := time.Now()
-	var next *delivery
+	var next *handover
 	for {
-		if next == nil {
+		if next == nil && p.handing == nil {
 			next = p.prepare()
 		}
-		var out chan *message.Message
-		var msg *message.Message
+		var handovers chan<- *handover
 		if next != nil {
-			out, msg = p.sub.out, next.msg
+			handovers = p.sub.handovers
 		}
 		var fetched chan []*Record
 		if len(p.pending) == 0 {
 			fetched = p.fetched
+		}
+		var handed <-chan struct{}
+		if p.handing != nil {
+			handed = p.handing.done
 		}
 		var acked, nacked <-chan struct{}
 		headOffset, head, ok := p.window.head()
@@ -132,68 +135,51 @@ func (p *partition) deliver(owned context.Context) bool {
 			acked, nacked = head.msg.Acked(), head.msg.Nacked()
 		}
 		select {
-		case out <- msg:
-			p.handedOut(next)
+		case handovers <- next:
+			p.handedOver(next)
 			next = nil
+		case <-handed:
+			p.handing = nil
 		case p.pending = <-fetched:
 		case <-acked:
 			p.acknowledge(headOffset, head)
 			p.sweepHead()
 		case <-nacked:
 			p.sweep() // what is acknowledged behind it by now stays so
-			next = p.discard(next)
+			next = nil
 		case c := <-p.claims:
 			p.claim(c)
 		case now := <-scan.C:
 			if p.sweep() {
-				next = p.discard(next)
+				next = nil
 			}
 			if now.Sub(commitAt) >= o.CommitInterval {
 				commitAt = now
 				p.commit()
 			}
 		case <-owned.Done():
-			p.discard(next)
+			p.recall()
 			return false
 		case <-p.sub.stop.Done():
-			p.discard(next)
+			p.recall()
 			return true
 		}
 	}
 }
 
-// prepare makes the message to hand out next: one that was put back, else a new one when the window has room.
-func (p *partition) prepare() *delivery {
-	if offset, d, ok := p.window.next(); ok {
-		if time.Now().Before(p.restUntil) {
-			return nil
-		}
-		again := newDelivery(p, d.record)
-		again.offset = offset
-		return again
-	}
-	if len(p.pending) == 0 || p.window.size() >= p.sub.subscriber.options.MaxInFlight {
+// prepareAgain makes a run of what was put back, once the partition has rested.
+func (p *partition) prepareAgain() *handover {
+	if time.Now().Before(p.restUntil) {
 		return nil
 	}
-	return newDelivery(p, p.pending[0])
-}
-
-// discard forgets a message that was made but not handed out.
-func (p *partition) discard(d *delivery) *delivery {
-	if d != nil {
-		d.cancel()
-	}
-	return nil
-}
-
-func (p *partition) handedOut(d *delivery) {
-	if len(p.pending) > 0 && d.record == p.pending[0] {
-		p.pending[0] = nil
-		p.pending = p.pending[1:]
-		p.window.add(d.offset, d)
-		return
-	}
-	p.window.again(d.offset, d)
+	h := newHandover()
+	p.window.waiting(func(offset int64, d *delivery) bool {
+		again := newDelivery(p, d.record)
+		again.offset = offset
+		h.deliveries = append(h.deliveries, again)
+		return len(h.deliveries) < handoverSize
+	})
+	return h
 }
 
 func (p *partition) acknowledge(offset int64, d *delivery) {
@@ -247,6 +233,7 @@ func (p *partition) sweep() bool {
 		p.acknowledge(d.offset, d)
 	}
 	if nacked != nil {
+		p.recall()
 		p.putBack(nacked.offset)
 	}
 	return nacked != nil

@@ -32,6 +32,7 @@ type subscription struct {
 	subscriber *Subscriber
 	topic      string
 	out        chan *message.Message
+	handovers  chan *handover
 	group      *kafkago.ConsumerGroup
 	stop       context.Context // done: hand out no more, drain
 	stopped    context.CancelFunc
@@ -57,7 +58,7 @@ func newSubscription(ctx context.Context, s *Subscriber, topic string) (*subscri
 	stop, stopped := context.WithCancel(ctx)
 	messages, drained := context.WithCancel(context.WithoutCancel(ctx))
 	return &subscription{
-		subscriber: s, topic: topic, out: make(chan *message.Message), group: group,
+		subscriber: s, topic: topic, out: make(chan *message.Message), handovers: make(chan *handover), group: group,
 		stop: stop, stopped: stopped, messages: messages, drained: drained,
 	}, nil
 }
@@ -73,7 +74,11 @@ func (s *subscription) run() {
 		case <-s.stop.Done():
 		}
 	}()
+	pump := make(chan struct{})
+	go func() { defer close(pump); s.pump() }()
 	s.generations()
+	close(s.handovers)
+	<-pump
 	s.stopped()
 	s.drained()
 	<-watcher

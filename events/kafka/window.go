@@ -97,6 +97,15 @@ func (w *window[T]) next() (offset int64, item T, ok bool) {
 	return 0, item, false
 }
 
+// waiting calls f for everything that waits, in order, until it returns false.
+func (w *window[T]) waiting(f func(offset int64, item T) bool) {
+	for _, s := range w.slots {
+		if s.state == waiting && !f(s.offset, s.item) {
+			return
+		}
+	}
+}
+
 // again hands out an offset that waits.
 func (w *window[T]) again(offset int64, item T) {
 	if s := w.find(offset); s != nil && s.state == waiting {
