@@ -76,7 +76,11 @@ func (l *ledger) publish(batch []*message.Message) {
 // deliver notes a delivery, before anything is done with it.
 func (l *ledger) deliver(m *message.Message) {
 	at, _ := kafka.PositionFromContext(m.Context())
-	k, n := parse(m.UUID)
+	l.deliverAt(m.UUID, at)
+}
+
+func (l *ledger) deliverAt(id string, at kafka.Position) {
+	k, n := parse(id)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.delivered++

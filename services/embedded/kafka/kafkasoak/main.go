@@ -41,12 +41,19 @@ const (
 )
 
 func main() {
+	if err := start(os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "soak:", err)
+		os.Exit(1)
+	}
+}
+
+func start(out io.Writer) error {
 	if dir := os.Getenv(brokerDir); dir != "" {
-		if err := beBroker(dir, os.Getenv(brokerAddr)); err != nil {
-			fmt.Println("error:", err)
-			os.Exit(1)
+		if err := beBroker(out, dir, os.Getenv(brokerAddr)); err != nil {
+			fmt.Fprintln(out, "error:", err)
+			return err
 		}
-		return
+		return nil
 	}
 	duration := flag.Duration("for", 5*time.Minute, "how long to publish")
 	every := flag.Duration("kill-every", 20*time.Second, "how often the broker is killed")
@@ -56,15 +63,12 @@ func main() {
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, *duration, *every, *addr, *restart, *verbose); err != nil {
-		fmt.Fprintln(os.Stderr, "soak:", err)
-		os.Exit(1)
-	}
+	return run(ctx, out, *duration, *every, *addr, *restart, *verbose)
 }
 
-func run(ctx context.Context, duration, every time.Duration, addr, restart string, verbose bool) error {
+func run(ctx context.Context, out io.Writer, duration, every time.Duration, addr, restart string, verbose bool) error {
 	again := func() error {
-		if out, err := exec.Command("bash", "-c", restart).CombinedOutput(); err != nil {
+		if out, err := exec.CommandContext(ctx, "bash", "-c", restart).CombinedOutput(); err != nil {
 			return fmt.Errorf("restart broker: %w: %s", err, out)
 		}
 		return nil
@@ -84,13 +88,14 @@ func run(ctx context.Context, duration, every time.Duration, addr, restart strin
 	if err := kafka.EnsureTopics(ctx, c, []kafka.Topic{{Name: topic, Partitions: partitions}}); err != nil {
 		return err
 	}
-	s := &soak{config: c, log: newLedger(), began: time.Now()}
+	s := &soak{config: c, out: out, log: newLedger(), began: time.Now()}
 	return s.run(ctx, duration, every, again)
 }
 
 // soak is one run.
 type soak struct {
 	config kafka.Config
+	out    io.Writer
 	log    *ledger
 	began  time.Time
 
@@ -114,20 +119,20 @@ func (s *soak) run(ctx context.Context, duration, every time.Duration, again fun
 	if err := s.publish(publishing, &publishers); err != nil {
 		return err
 	}
-	fmt.Println(s.line("published all, waiting for the rest"))
+	fmt.Fprintln(s.out, s.line("published all, waiting for the rest"))
 	left := s.rest(ctx)
 	stopConsuming()
 	consumers.Wait()
 	others.Wait()
-	fmt.Println(s.line("end"))
+	fmt.Fprintln(s.out, s.line("end"))
 	problems := append(s.log.problems(), left...)
 	for _, p := range problems {
-		fmt.Println("  ", p)
+		fmt.Fprintln(s.out, "  ", p)
 	}
 	if len(problems) > 0 || killing != nil {
 		return errors.Join(killing, fmt.Errorf("%d broken promises", len(problems)))
 	}
-	fmt.Println("PASS: every acknowledged message delivered, order per key kept, nothing skipped, nothing committed too early")
+	fmt.Fprintln(s.out, "PASS: every acknowledged message delivered, order per key kept, nothing skipped, nothing committed too early")
 	return nil
 }
 
@@ -174,7 +179,7 @@ func (s *soak) report(ctx context.Context) {
 	for {
 		select {
 		case <-tick.C:
-			fmt.Println(s.line("running"))
+			fmt.Fprintln(s.out, s.line("running"))
 		case <-ctx.Done():
 			return
 		}
@@ -195,12 +200,12 @@ const (
 	brokerAddr = "VERBATIM_SOAK_BROKER_ADDR"
 )
 
-func beBroker(dir, addr string) error {
+func beBroker(out io.Writer, dir, addr string) error {
 	s, err := embedded.Start(context.Background(), embedded.Config{Addr: addr, DataDir: dir})
 	if err != nil {
 		return err
 	}
-	fmt.Println(s.Addr())
+	fmt.Fprintln(out, s.Addr())
 	_, _ = io.Copy(io.Discard, os.Stdin)
 	return nil
 }
@@ -222,7 +227,7 @@ func startBroker() (*broker, error) {
 }
 
 func (b *broker) start() error {
-	b.cmd = exec.Command(os.Args[0])
+	b.cmd = exec.CommandContext(context.Background(), os.Args[0])
 	b.cmd.Env = append(os.Environ(), brokerDir+"="+b.dir, brokerAddr+"="+b.addr)
 	b.cmd.Stderr = os.Stderr
 	stdin, err1 := b.cmd.StdinPipe()

@@ -71,7 +71,7 @@ func (s *soak) member(ctx context.Context, n int) {
 	for ctx.Err() == nil {
 		stay, cancel := context.WithTimeout(ctx, 5*time.Second+rand.N(15*time.Second))
 		if err := s.visit(stay, rand.N(3) == 0); err != nil && ctx.Err() == nil {
-			fmt.Printf("member %d: %v\n", n, err)
+			fmt.Fprintf(s.out, "member %d: %v\n", n, err)
 		}
 		cancel()
 	}
