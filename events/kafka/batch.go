@@ -39,13 +39,16 @@ const (
 // nextBatch cuts the first batch off; ok is false when only a part of one is left, which is how brokers fill a
 // response up.
 func nextBatch(b []byte) (x batch, rest []byte, ok bool, err error) {
+	if len(b) < batchHead {
+		return x, nil, false, nil
+	}
 	d := &reading{b: b}
 	x.first = d.i64()
 	size := d.i32()
-	body := d.take(int(size))
-	if d.err != nil {
+	if size < 0 || int(size) > len(d.b) {
 		return x, nil, false, nil
 	}
+	body := d.take(int(size))
 	rest, d = d.b, &reading{b: body}
 	d.i32() // leader epoch
 	if magic := d.i8(); magic != 2 {

@@ -83,7 +83,7 @@ func key(t *testing.T) func(string, *message.Message) []byte {
 // restartCommand is Restart as a command, which is what the suite wants: a listener in this process does the
 // work and answers ok.
 func (b Broker) restartCommand(t *testing.T) []string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -108,7 +108,7 @@ func Fresh(t testing.TB, c kafka.Config, topic, group string) time.Duration {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close()
+	defer func() { _ = s.Close() }()
 	began := time.Now()
 	messages, err := s.Subscribe(t.Context(), topic)
 	if err != nil {

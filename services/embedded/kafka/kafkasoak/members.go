@@ -78,12 +78,12 @@ func (s *soak) member(ctx context.Context, n int) {
 }
 
 // visit consumes until ctx ends. A walk-out leaves without settling what it holds.
-func (s *soak) visit(ctx context.Context, walkOut bool) error {
+func (s *soak) visit(ctx context.Context, walkOut bool) (err error) {
 	sub, err := kafka.NewSubscriber(s.config, kafka.SubscriberOptions{Group: group, MaxInFlight: 200, DrainTimeout: 500 * time.Millisecond})
 	if err != nil {
 		return err
 	}
-	defer sub.Close()
+	defer func() { err = errors.Join(err, sub.Close()) }()
 	messages, err := sub.Subscribe(context.WithoutCancel(ctx), topic)
 	if err != nil {
 		return err
