@@ -24,8 +24,8 @@ func TestScenarios(t *testing.T) {
 	run(t, nil, testscript.Params{Dir: "testdata"})
 }
 
-// run runs scenarios with these variables on top of their own.
-func run(t *testing.T, env map[string]string, p testscript.Params) {
+// run runs scenarios. more, if not nil, adds to the environment of each.
+func run(t *testing.T, more func(*testscript.Env), p testscript.Params) {
 	common := &shared{}
 	t.Cleanup(func() { common.stop(t) })
 	p.Setup = func(e *testscript.Env) error {
@@ -43,8 +43,8 @@ func run(t *testing.T, env map[string]string, p testscript.Params) {
 		e.Setenv("VERBATIM_DATA", e.WorkDir+"/data")
 		e.Values[stackKey{}] = &stack{}
 		e.Values[sharedKey{}] = common
-		for name, value := range env {
-			e.Setenv(name, value)
+		if more != nil {
+			more(e)
 		}
 		return nil
 	}
