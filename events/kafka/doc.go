@@ -31,6 +31,10 @@
 //	                                 ▼     │
 //	                                waiting
 //
+// Messages go to the channel in runs, through one goroutine per subscription, because a trip through the
+// deliverer for each would cost more than the message. The channel has no buffer, and a run can be recalled: a
+// message is in somebody's hands or it is not.
+//
 // At most MaxInFlight messages lie between the oldest unacknowledged one and the newest handed out, in
 // order. The offset committed is the highest one below which everything is acknowledged. A Nack puts
 // that message and the unacknowledged ones behind it back, cancels their contexts and hands them out
@@ -46,6 +50,13 @@
 //
 // An offset that the broker no longer (or not yet) has is an alarm and stops that partition
 // ([OffsetError]); it never silently becomes another offset.
+//
+// # Reading
+//
+// Responses to fetches are read here and not by kafka-go (wire.go, batch.go): records share the memory of their
+// batch instead of being copied one by one, control batches and emptied batches are stepped over by their
+// last offset, the broker's append time is kept, and what a compressed batch may become is bounded. Record
+// formats before v2 (Kafka before 0.11) are an alarm, not a guess.
 //
 // # Start-up latency
 //
