@@ -60,7 +60,7 @@ func (r *PartitionReader) Next(ctx context.Context) (Record, error) {
 	next := r.pending[0]
 	r.pending[0] = nil
 	r.pending = r.pending[1:]
-	return *next, nil
+	return next.own(), nil
 }
 
 // Offset is the offset of the record Next will return, or a higher one where the log has holes; First or

@@ -44,13 +44,40 @@ type Position struct {
 	Assignment uint64
 }
 
-// Record is a record as it lies in the log. Whoever reads it must not change its bytes. Records that were
-// written together share memory: copy a key or value that is to be kept for long.
+// Record is a record as it lies in the log. Whoever reads it must not change its bytes. Messages of a Subscriber
+// that were written together share memory: copy a key or value that is to be kept for long. Records of a
+// PartitionReader, which readers pick few from and keep, have their own.
 type Record struct {
 	Position
 	Headers []Header
 	// Value is nil for Kafka's null.
 	Value []byte
+}
+
+// own returns the record with memory of its own.
+func (r *Record) own() Record {
+	size := len(r.Key) + len(r.Value)
+	for _, h := range r.Headers {
+		size += len(h.Value)
+	}
+	all := make([]byte, 0, size)
+	keep := func(b []byte) []byte {
+		if b == nil {
+			return nil
+		}
+		from := len(all)
+		all = append(all, b...)
+		return all[from:len(all):len(all)]
+	}
+	o := *r
+	o.Key, o.Value = keep(r.Key), keep(r.Value)
+	if len(r.Headers) > 0 {
+		o.Headers = make([]Header, len(r.Headers))
+		for i, h := range r.Headers {
+			o.Headers[i] = Header{Key: h.Key, Value: keep(h.Value)}
+		}
+	}
+	return o
 }
 
 // Message turns a record into a message; it never fails.
