@@ -148,6 +148,7 @@ func (a *Admin) check(ctx context.Context, topics []Topic, patient bool) error {
 // counts returns the partition count of every topic, by its name on the wire. While no broker answers it keeps
 // trying until ctx ends.
 func (a *Admin) counts(ctx context.Context) (map[string]int, error) {
+	var telling error // That time ran out tells less than why it did.
 	for wait := (pause{}); ; {
 		res, err := a.link.client.Metadata(ctx, &kafkago.MetadataRequest{})
 		if err == nil {
@@ -157,12 +158,15 @@ func (a *Admin) counts(ctx context.Context) (map[string]int, error) {
 			}
 			return have, nil
 		}
+		if telling == nil || !errors.Is(err, context.DeadlineExceeded) {
+			telling = err
+		}
 		if !retriable(err) {
-			return nil, unreachable(a.config, err)
+			return nil, unreachable(a.config, telling)
 		}
 		a.link.refresh()
 		if !wait.sleep(ctx) {
-			return nil, unreachable(a.config, err)
+			return nil, unreachable(a.config, telling)
 		}
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"verbatim.dev/events/kafka"
+	"verbatim.dev/events/kafka/kafkatest"
 )
 
 func TestMain(m *testing.M) {
@@ -29,7 +30,7 @@ func TestMain(m *testing.M) {
 	if f := flag.Lookup("test.parallel"); f.Value.String() == strconv.Itoa(runtime.GOMAXPROCS(0)) {
 		_ = f.Value.Set("16")
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction(kafkatest.SuiteLeak))
 }
 
 // broker is a Kafka on loopback that can be restarted on its port with its data.

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 
 	"verbatim.dev/events/kafka"
+	"verbatim.dev/events/kafka/kafkatest"
 	embedded "verbatim.dev/services/embedded/kafka"
 )
 
@@ -32,7 +33,7 @@ func TestMain(m *testing.M) {
 		child(dir)
 		return
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction(kafkatest.SuiteLeak))
 }
 
 // child prints its address and serves until it is killed or its stdin ends.
