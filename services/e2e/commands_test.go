@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -60,15 +61,25 @@ func (s *stack) start(env []string, dir, data string, args []string) error {
 	flags := []string{"up", "--data", data, "--http", "127.0.0.1:0", "--kafka", "127.0.0.1:0", "--clickhouse", "127.0.0.1:0"}
 	c := exec.Command(program, append(flags, args...)...)
 	c.Env, c.Dir, c.Stdout, c.Stderr = env, dir, log, log
-	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := c.Start(); err != nil {
-		return err
-	}
+	c.SysProcAttr = attributes()
 	s.process, s.ended = c, make(chan struct{})
+	started := make(chan error)
 	go func() {
-		s.err = c.Wait()
+		// The kernel takes the end of the thread that started the process for the end of the parent (prctl(2),
+		// PR_SET_PDEATHSIG); a locked thread lives as long as this goroutine.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := c.Start()
+		started <- err
+		if err == nil {
+			s.err = c.Wait()
+		}
 		close(s.ended)
 	}()
+	if err := <-started; err != nil {
+		s.process = nil
+		return err
+	}
 	return nil
 }
 
