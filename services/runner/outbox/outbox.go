@@ -75,7 +75,7 @@ type Outbox struct {
 
 	mu      sync.Mutex
 	last    atomic.Uint64 // The last number given out. It is only written under mu.
-	acked   uint64 // The last number acknowledged.
+	acked   uint64        // The last number acknowledged.
 	queue   []*message.Message
 	bytes   int // Of the queue and of the batch under way.
 	closed  bool
