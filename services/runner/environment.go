@@ -41,24 +41,16 @@ type directory struct {
 	ours       bool
 }
 
-// directoryOf takes the directory that was asked for, or one below root.
-func directoryOf(root, asked, name string) directory {
+// makeDirectory takes the directory that was asked for, or makes one below root.
+func makeDirectory(root, asked, execution string) (directory, error) {
 	if asked != "" {
-		return directory{path: asked, home: "/tmp"}
+		return directory{path: asked, home: "/tmp"}, nil
 	}
-	path := filepath.Join(root, name)
-	return directory{path: path, home: path, ours: true}
-}
-
-// make makes it, when it is ours.
-func (d directory) make() error {
-	if !d.ours {
-		return nil
+	path, err := os.MkdirTemp(root, execution+"-")
+	if err != nil {
+		return directory{}, fmt.Errorf("make working directory: %w", err)
 	}
-	if err := os.MkdirAll(d.path, 0o700); err != nil {
-		return fmt.Errorf("make working directory: %w", err)
-	}
-	return nil
+	return directory{path: path, home: path, ours: true}, nil
 }
 
 // remove removes what is ours, also what the process made unreadable or read-only.
