@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,37 +22,36 @@ func openWatch(pid int) watch {
 	return watch{os.NewFile(uintptr(fd), "pidfd")}
 }
 
-// lives reports whether the process has not ended; false when that cannot be known.
+// lives reports whether the process has not ended; false when that cannot be known. It never waits for untilEnded, which
+// holds the file's read lock: so Control and not Read.
 func (w watch) lives() bool {
 	lives := false
-	w.control(func(raw func(func(uintptr) bool)) {
-		raw(func(fd uintptr) bool {
-			lives = !readable(fd)
-			return true
-		})
-	})
+	if c := w.raw(); c != nil {
+		_ = c.Control(func(fd uintptr) { lives = !readable(fd) })
+	}
 	return lives
 }
 
 // untilEnded waits for the end; it returns at once when that cannot be seen.
 func (w watch) untilEnded(ctx context.Context) {
-	if w.pidfd == nil {
+	c := w.raw()
+	if c == nil {
 		return
 	}
 	stop := context.AfterFunc(ctx, func() { _ = w.pidfd.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
-	w.control(func(raw func(func(uintptr) bool)) { raw(readable) })
+	_ = c.Read(readable)
 }
 
-func (w watch) control(do func(raw func(func(uintptr) bool))) {
+func (w watch) raw() syscall.RawConn {
 	if w.pidfd == nil {
-		return
+		return nil
 	}
 	c, err := w.pidfd.SyscallConn()
 	if err != nil {
-		return
+		return nil
 	}
-	do(func(f func(uintptr) bool) { _ = c.Read(f) })
+	return c
 }
 
 // readable is what a pidfd is once its process has ended (pidfd_open(2)).
