@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"io"
 	"math"
+	"slices"
 	"time"
 
 	kafkago "github.com/segmentio/kafka-go"
@@ -73,8 +74,36 @@ func nextBatch(b []byte) (x batch, rest []byte, ok bool, err error) {
 
 func (x *batch) control() bool { return x.attributes&attrControl != 0 }
 
+func (x *batch) compressed() bool { return x.attributes&attrCompression != 0 }
+
+// memo is what a cursor knows from the batches before.
+type memo struct {
+	names names
+	// headers is how many headers a record has at most, lately.
+	headers int
+	// growth is how many bytes a compressed byte became, at most lately; a buffer made by it is rarely made
+	// again, and not much too large.
+	growth float64
+}
+
+// maxHeaderHint bounds what one hostile batch makes the next one allocate.
+const maxHeaderHint = 32
+
+func (m *memo) room(packed int) int {
+	if m.growth == 0 {
+		m.growth = 4
+	}
+	return min(int(float64(packed)*m.growth*1.05), maxUnpacked) + bytes.MinRead
+}
+
+func (m *memo) unpacked(packed, n int) {
+	if packed > 0 {
+		m.growth = max(float64(n)/float64(packed), m.growth*0.9, 1)
+	}
+}
+
 // unpacked returns the records without compression.
-func (x *batch) unpacked() ([]byte, error) {
+func (x *batch) unpacked(seen *memo) ([]byte, error) {
 	id := kafkago.Compression(x.attributes & attrCompression)
 	if id == 0 {
 		return x.records, nil
@@ -85,7 +114,7 @@ func (x *batch) unpacked() ([]byte, error) {
 	}
 	r := codec.NewReader(bytes.NewReader(x.records))
 	defer r.Close()
-	out := bytes.NewBuffer(make([]byte, 0, 4*len(x.records)+bytes.MinRead))
+	out := bytes.NewBuffer(make([]byte, 0, seen.room(len(x.records))))
 	n, err := out.ReadFrom(io.LimitReader(r, maxUnpacked+1))
 	switch {
 	case err != nil:
@@ -93,6 +122,7 @@ func (x *batch) unpacked() ([]byte, error) {
 	case n > maxUnpacked:
 		return nil, fmt.Errorf("uncompress: a batch of more than %d bytes", maxUnpacked)
 	}
+	seen.unpacked(len(x.records), int(n))
 	return out.Bytes(), nil
 }
 
@@ -113,14 +143,15 @@ func (n names) get(b []byte) string {
 }
 
 // read appends the batch's records from offset from on. They share the memory of the batch.
-func (x *batch) read(records []*Record, from int64, at Position, seen names) ([]*Record, error) {
-	raw, err := x.unpacked()
+func (x *batch) read(records []*Record, from int64, at Position, seen *memo) ([]*Record, error) {
+	raw, err := x.unpacked(seen)
 	if err != nil {
 		return records, err
 	}
 	count := min(x.count, len(raw)/smallestRecord)
 	slab := make([]Record, 0, count)
-	headers := make([]Header, 0, 4*count)
+	headers := make([]Header, 0, count*seen.headers)
+	records = slices.Grow(records, count)
 	d := &reading{b: raw}
 	for range x.count {
 		if len(slab) == count {
@@ -128,12 +159,15 @@ func (x *batch) read(records []*Record, from int64, at Position, seen names) ([]
 		}
 		slab = append(slab, Record{Position: at})
 		r := &slab[len(slab)-1]
-		if headers, err = x.record(d, r, headers, seen); err != nil {
+		if headers, err = x.record(d, r, headers, seen.names); err != nil {
 			return records, err
 		}
 		if r.Offset >= from {
 			records = append(records, r)
 		}
+	}
+	if count > 0 {
+		seen.headers = min((len(headers)+count-1)/count, maxHeaderHint)
 	}
 	return records, nil
 }

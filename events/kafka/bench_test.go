@@ -31,7 +31,7 @@ const (
 var loads = []struct {
 	name    string
 	size, n int
-}{{"100 B", 100, 300_000}, {"4 KiB", 4 << 10, 20_000}, {"512 KiB", 512 << 10, 200}}
+}{{"100 B", 100, 300_000}, {"4 KiB", 4 << 10, 20_000}, {"512 KiB", 512 << 10, 600}}
 
 func payload(n int) []byte {
 	b := make([]byte, n)
@@ -60,6 +60,7 @@ func TestBeside(t *testing.T) {
 		b := &beside{t: t, config: c, size: l.size, n: l.n, value: payload(l.size)}
 		b.compare("publish", l.name, rounds, func() time.Duration { return b.publish(ours) }, func() time.Duration { return b.publishAlone(theirs) })
 		source := topicOn(t, c)
+		b.n *= 3
 		b.publish(source)
 		b.compare("consume", l.name, rounds, func() time.Duration { return b.consume(source) }, func() time.Duration { return b.consumeAlone(source) })
 	}

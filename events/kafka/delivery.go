@@ -28,9 +28,10 @@ type delivery struct {
 
 var _ context.Context = (*delivery)(nil)
 
-func newDelivery(p *partition, r *Record) *delivery {
+// make fills in a new delivery of the record.
+func (d *delivery) make(p *partition, r *Record) *delivery {
 	r.Assignment = p.number
-	d := &delivery{partition: p, record: r, offset: r.Offset, msg: r.Message()}
+	d.partition, d.record, d.offset, d.msg = p, r, r.Offset, r.Message()
 	d.msg.SetContext(d)
 	return d
 }

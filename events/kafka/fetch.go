@@ -21,6 +21,8 @@ const (
 	// fetchWait is how long the broker may hold a fetch at the end of the log before it answers with
 	// nothing. It answers at once when a record arrives.
 	fetchWait = 500 * time.Millisecond
+	// maxKept bounds the buffer that is kept for the next response.
+	maxKept = 2 * DefaultFetchBytes
 )
 
 // cursor reads one partition from an offset on.
@@ -30,7 +32,9 @@ type cursor struct {
 	partition int
 	next      int64
 	maxBytes  int
-	names     names
+	seen      memo
+	// buffer is the last response, when no record shares its memory.
+	buffer []byte
 }
 
 // errStuck says that the broker answers with data that holds nothing to read.
@@ -52,9 +56,12 @@ func (c *cursor) read(ctx context.Context) ([]*Record, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, fetchWait+requestTimeout)
 	defer cancel()
+	// Until the answer is there, the buffer belongs to the connection: it may go on reading after ctx is done.
+	buffer := c.buffer
+	c.buffer = nil
 	answer, err := c.link.transport.RoundTrip(ctx, c.link.addr, &fetchRequest{
 		clientID: c.link.config.clientID(), topic: c.link.config.wireTopic(c.topic), partition: int32(c.partition),
-		offset: c.next, maxBytes: int32(min(c.maxBytes, maxResponse/2)), maxWait: fetchWait,
+		offset: c.next, maxBytes: int32(min(c.maxBytes, maxResponse/2)), maxWait: fetchWait, buffer: buffer,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("fetch %s/%d: %w", c.topic, c.partition, err)
@@ -87,11 +94,11 @@ func (c *cursor) outOfRange(ctx context.Context) error {
 // without an error; the next read begins there and says so.
 func (c *cursor) collect(res *fetchResponse) ([]*Record, error) {
 	at := Position{Topic: c.topic, Partition: c.partition, HighWatermark: res.highWatermark}
-	if c.names == nil {
-		c.names = names{}
+	if c.seen.names == nil {
+		c.seen.names = names{}
 	}
 	var records []*Record
-	began := c.next
+	began, shared := c.next, false
 	for left := res.records; len(left) > 0; {
 		x, rest, ok, err := nextBatch(left)
 		if !ok {
@@ -102,7 +109,8 @@ func (c *cursor) collect(res *fetchResponse) ([]*Record, error) {
 		}
 		if err == nil && !x.control() {
 			var more []*Record
-			if more, err = x.read(records, c.next, at, c.names); err == nil {
+			shared = shared || !x.compressed()
+			if more, err = x.read(records, c.next, at, &c.seen); err == nil {
 				records = more
 			}
 		}
@@ -113,6 +121,9 @@ func (c *cursor) collect(res *fetchResponse) ([]*Record, error) {
 			break
 		}
 		c.next = x.last + 1
+	}
+	if !shared && cap(res.body) <= maxKept {
+		c.buffer = res.body
 	}
 	if len(res.records) > 0 && c.next == began {
 		return nil, fmt.Errorf("fetch %s/%d/%d: %w", c.topic, c.partition, c.next, errStuck)

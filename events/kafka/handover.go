@@ -50,8 +50,9 @@ func (p *partition) prepare() *handover {
 	}
 	h := newHandover()
 	h.deliveries = make([]*delivery, n)
+	slab := make([]delivery, n)
 	for i, r := range p.pending[:n] {
-		h.deliveries[i] = newDelivery(p, r)
+		h.deliveries[i] = slab[i].make(p, r)
 	}
 	return h
 }

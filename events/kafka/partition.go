@@ -174,7 +174,7 @@ func (p *partition) prepareAgain() *handover {
 	}
 	h := newHandover()
 	p.window.waiting(func(offset int64, d *delivery) bool {
-		again := newDelivery(p, d.record)
+		again := new(delivery).make(p, d.record)
 		again.offset = offset
 		h.deliveries = append(h.deliveries, again)
 		return len(h.deliveries) < handoverSize

@@ -104,7 +104,6 @@ func (r *Record) metadata(m *message.Message) {
 		all.Write(h.Value)
 	}
 	text := all.String()
-	m.Metadata = make(message.Metadata, len(r.Headers))
 	for _, h := range r.Headers {
 		m.Metadata[h.Key] = text[:len(h.Value)]
 		text = text[len(h.Value):]

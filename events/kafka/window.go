@@ -44,6 +44,9 @@ func (w *window[T]) add(offset int64, item T) {
 }
 
 func (w *window[T]) find(offset int64) *slot[T] {
+	if len(w.slots) > 0 && w.slots[0].offset == offset {
+		return &w.slots[0] // nearly always
+	}
 	i := sort.Search(len(w.slots), func(i int) bool { return w.slots[i].offset >= offset })
 	if i == len(w.slots) || w.slots[i].offset != offset {
 		return nil

@@ -33,12 +33,15 @@ type fetchRequest struct {
 	maxBytes  int32
 	maxWait   time.Duration
 	version   int16
+	// buffer is used for the answer where it is large enough.
+	buffer []byte
 }
 
 type fetchResponse struct {
 	err           error
 	highWatermark int64
 	records       []byte
+	body          []byte // what records is a part of
 }
 
 var (
@@ -93,7 +96,11 @@ func (r *fetchRequest) RawExchange(conn io.ReadWriter) (protocol.Message, error)
 	if size < 0 || size > maxResponse {
 		return nil, fmt.Errorf("receive fetch: a response of %d bytes", size)
 	}
-	body := make([]byte, size)
+	body := r.buffer
+	if cap(body) < int(size) {
+		body = make([]byte, size)
+	}
+	body = body[:size]
 	if _, err := io.ReadFull(conn, body); err != nil {
 		return nil, fmt.Errorf("receive fetch: %w", err)
 	}
@@ -153,7 +160,7 @@ func (r *fetchRequest) decode(body []byte) (*fetchResponse, error) {
 		return nil, errors.New("receive fetch: the answer belongs to another request")
 	}
 	d.i32() // throttled for, ms
-	res := &fetchResponse{}
+	res := &fetchResponse{body: body}
 	if r.version >= 7 {
 		if code := d.i16(); code != 0 {
 			return &fetchResponse{err: kafkago.Error(code)}, d.err
