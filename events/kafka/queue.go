@@ -97,6 +97,16 @@ func (q *queue) size() (entries, bytes int) {
 	return len(q.entries), q.bytes
 }
 
+// oldest returns when the first entry was made; the zero time when there is none.
+func (q *queue) oldest() time.Time {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.entries) == 0 {
+		return time.Time{}
+	}
+	return q.entries[0].time
+}
+
 // take removes the next batch: at least one entry, then up to the limits.
 func (q *queue) take(maxEntries, maxBytes int) []*entry {
 	q.mu.Lock()
@@ -176,13 +186,14 @@ func (w *worker) run() {
 	}
 }
 
-// linger waits until a batch is full, the linger time is over, or the publisher closes.
+// linger waits until a batch is full, its first entry has waited for the linger time, or the publisher closes.
 func (w *worker) linger() {
 	o := w.publisher.options
-	if o.Linger < 0 {
+	left := o.Linger - time.Since(w.queue.oldest())
+	if left <= 0 {
 		return
 	}
-	timer := time.NewTimer(o.Linger)
+	timer := time.NewTimer(left)
 	defer timer.Stop()
 	for {
 		if n, size := w.queue.size(); n >= o.BatchMessages || size >= w.limit {
