@@ -42,6 +42,7 @@ type grammar struct {
 
 	Preparer  preparerCommand  `cmd:"" group:"Services, each by itself:" help:"Turn requests into launch specs."`
 	Runner    runnerCommand    `cmd:"" group:"Services, each by itself:" help:"Run processes and publish what they do."`
+	Worker    workerCommand    `cmd:"" name:"runner-worker" hidden:"" help:"What \"runner\" starts: the part that talks to the broker."`
 	Recorder  recorderCommand  `cmd:"" group:"Services, each by itself:" help:"Archive every event."`
 	Projector projectorCommand `cmd:"" group:"Services, each by itself:" help:"Fold events into rows."`
 	Gateway   gatewayCommand   `cmd:"" group:"Services, each by itself:" help:"Serve the HTTP API."`
@@ -60,6 +61,7 @@ type session struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	log            logFlags
+	args           []string
 }
 
 // exitCode is an error that ends the process with a code and says nothing.
@@ -93,7 +95,7 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	s := &session{stdin: stdin, stdout: stdout, stderr: stderr, log: g.Log}
+	s := &session{stdin: stdin, stdout: stdout, stderr: stderr, log: g.Log, args: args}
 	parsed.BindTo(ctx, (*context.Context)(nil))
 	if err := parsed.Run(s); err != nil {
 		return failed(stderr, commandOf(parser, args), err)

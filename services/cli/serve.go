@@ -46,7 +46,7 @@ func (f runnerFlags) config(b wiring.Base) (runner.Config, error) {
 		f.ID = host
 	}
 	c := runner.Config{
-		ID: f.ID, Host: host, DataDir: f.DataDir, Slots: f.Slots, Grace: f.Grace,
+		ID: f.ID, Host: host, DataDir: filepath.Join(f.DataDir, "runner-"+f.ID), Slots: f.Slots, Grace: f.Grace,
 		Logger: b.Logger, Registry: b.Registry,
 	}
 	return c, c.Validate()
@@ -99,26 +99,35 @@ type runnerCommand struct {
 	kafkaFlags
 	healthFlags
 	runnerFlags
-	Data string `env:"VERBATIM_DATA" placeholder:"DIR" help:"Folder for all data; the runner's is in runner below it. Default: ${data}."`
+	Data string `env:"VERBATIM_DATA" placeholder:"DIR" help:"Folder for all data; a runner's is in runner-ID below it. Default: ${data}."`
 }
 
-// Run is called by kong.
+// configure makes a runner's configuration.
+func (c *runnerCommand) configure(b wiring.Base) (runner.Config, error) {
+	if c.Data == "" {
+		c.Data = defaultDataDir()
+	}
+	data, err := filepath.Abs(c.Data)
+	if err != nil {
+		return runner.Config{}, fmt.Errorf("find the data folder: %w", err)
+	}
+	c.runnerFlags.DataDir = data
+	return c.runnerFlags.config(b)
+}
+
+// Run is called by kong. It is the supervisor: it has the processes, and starts itself again as the worker, which does
+// everything else.
 func (c *runnerCommand) Run(ctx context.Context, s *session) error {
-	return s.serve(ctx, c.kafkaFlags, c.healthFlags, func(b wiring.Base) (lifecycle.Service, error) {
-		if c.Data == "" {
-			c.Data = defaultDataDir()
-		}
-		data, err := filepath.Abs(c.Data)
-		if err != nil {
-			return nil, fmt.Errorf("find the data folder: %w", err)
-		}
-		c.runnerFlags.DataDir = filepath.Join(data, "runner")
-		config, err := c.runnerFlags.config(b)
-		if err != nil {
-			return nil, err
-		}
-		return wiring.Runner(b, config), nil
-	})
+	logger, err := s.logger()
+	if err != nil {
+		return err
+	}
+	_, kafkaErr := c.kafkaFlags.config(logger)
+	_, configErr := c.configure(wiring.Base{Logger: logger})
+	if err := errors.Join(kafkaErr, configErr); err != nil {
+		return usageError{err}
+	}
+	return supervise(ctx, s, logger)
 }
 
 type recorderCommand struct {

@@ -37,6 +37,8 @@ type upCommand struct {
 	Libchdb    string   `env:"VERBATIM_LIBCHDB" placeholder:"FILE" help:"The ClickHouse engine. Default: where \"make deps\" puts it."`
 	Services   []string `default:"preparer,runner,recorder,projector" enum:"preparer,runner,recorder,projector,none" help:"Services to run beside the gateway, separated by commas; none for none. The others are started by you, on the addresses printed."`
 	runnerFlags
+
+	log logFlags
 }
 
 // Help is printed by kong below the flags.
@@ -75,6 +77,7 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 	if err := c.validate(); err != nil {
 		return usageError{err}
 	}
+	c.log = s.log
 	logger, err := s.logger()
 	if err != nil {
 		return err
@@ -147,9 +150,8 @@ func (c *upCommand) start(ctx context.Context, group *lifecycle.Group, logger *s
 	if err := add("setup", wiring.Setup(base, dsn)); err != nil {
 		return used, err
 	}
-	c.runnerFlags.DataDir = filepath.Join(c.Data, "runner")
-	runnerConfig, err := c.runnerFlags.config(base)
-	if err != nil {
+	c.runnerFlags.DataDir = c.Data
+	if _, err := c.runnerFlags.config(base); err != nil {
 		return used, errors.Join(usageError{err}, stopAll(group))
 	}
 	for _, service := range []struct {
@@ -158,7 +160,7 @@ func (c *upCommand) start(ctx context.Context, group *lifecycle.Group, logger *s
 	}{
 		{"recorder", func() lifecycle.Service { return wiring.Recorder(base, dsn) }},
 		{"projector", func() lifecycle.Service { return wiring.Projector(base, dsn, defaultKeep) }},
-		{"runner", func() lifecycle.Service { return wiring.Runner(base, runnerConfig) }},
+		{"runner", func() lifecycle.Service { return c.runner(base) }},
 		{"preparer", func() lifecycle.Service { return wiring.Preparer(base) }},
 	} {
 		if slices.Contains(c.Services, service.name) {

@@ -4,18 +4,25 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
 	"verbatim.dev/events"
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
+	"verbatim.dev/services/runner/journal"
 	"verbatim.dev/services/runner/outbox"
-	"verbatim.dev/services/runner/output"
 	"verbatim.dev/services/runner/process"
+	"verbatim.dev/services/runner/protocol"
+	"verbatim.dev/services/runner/spool"
+	"verbatim.dev/services/runner/supervisor"
 )
 
 // attempt is one attempt that this runner has.
@@ -24,11 +31,22 @@ type attempt struct {
 	work   events.Event
 	spec   *executionv1.Prepared
 	key    string
+	folder string
 	log    *slog.Logger
 	facts  *outbox.Outbox
 
 	// hasSlot and claimed are written before the attempt runs.
 	hasSlot, claimed bool
+
+	// past is what a former worker did, and goes on being kept: its digests are those of what was cut. journal and spool are open from
+	// the claim to the end.
+	past       past
+	journal    *journal.Journal
+	spool      *spool.Spool
+	complained bool // That the journal cannot be written.
+
+	unackedMu sync.Mutex
+	unacked   []journal.Chunk
 
 	// cancelled is closed once, after why was written.
 	cancelled  chan struct{}
@@ -40,15 +58,19 @@ type attempt struct {
 
 func newAttempt(r *Runner, work events.Event, spec *executionv1.Prepared) *attempt {
 	log := r.config.Logger.With("execution", work.Subject, "attempt", work.Attempt)
-	return &attempt{
+	a := &attempt{
 		runner: r, work: work, spec: spec, key: fmt.Sprintf("%s/%d", work.Subject, work.Attempt), log: log,
+		folder:    filepath.Join(r.folders, folderName(work.Subject, work.Attempt)),
+		past:      newPast(),
 		cancelled: make(chan struct{}),
-		facts: outbox.New(outbox.Config{
-			Producer: r.producer, Execution: work.Subject, Attempt: work.Attempt, Traceparent: work.Traceparent,
-			Topic: events.TopicExecutions, LimitBytes: outboxBytes,
-			Publisher: r.publish, Retried: r.metrics.retries.Inc, Logger: r.config.Logger,
-		}),
 	}
+	a.facts = outbox.New(outbox.Config{
+		Producer: r.producer, Execution: work.Subject, Attempt: work.Attempt, Traceparent: work.Traceparent,
+		Topic: events.TopicExecutions, LimitBytes: outboxBytes,
+		Record: a.record, Acknowledged: a.acknowledged,
+		Publisher: r.publish, Retried: r.metrics.retries.Inc, Logger: r.config.Logger,
+	})
+	return a
 }
 
 func (a *attempt) cancel(c cancellation) {
@@ -59,19 +81,52 @@ func (a *attempt) cancel(c cancellation) {
 }
 
 // run is the attempt's life from the claim to its last acknowledged fact. When life ends first, it kills the
-// process and says what is not acknowledged.
+// process and leaves what is not acknowledged to the next start.
 func (a *attempt) run(life context.Context) {
+	sealed := false
+	err := a.openSpool()
+	if err == nil {
+		defer a.spool.Close()
+		err = a.resume()
+	}
+	if err != nil {
+		a.log.ErrorContext(life, "attempt cannot go on, it is left to the next start", "folder", a.folder, "error", err)
+		_ = a.journal.Close()
+		return
+	}
 	sent := make(chan error, 1)
 	go func() { sent <- a.facts.Send(life) }()
-	if err := a.guard("run", func() { a.live(life) }); err != nil {
+	if err := a.guard("run", func() { sealed = a.live(life) }); err != nil {
 		a.outcome = "broken"
 	}
 	a.facts.Close()
-	if err := <-sent; err != nil {
-		a.log.ErrorContext(life, "facts are lost", "error", err)
-	}
+	err = <-sent
 	a.runner.metrics.ended.WithLabelValues(a.outcome).Inc()
+	if err != nil || !sealed {
+		a.log.WarnContext(life, "attempt is not over, its facts are kept and published at the next start", "folder", a.folder, "error", err)
+		_ = a.journal.Close()
+		return
+	}
+	a.finish(life)
+}
+
+// finish forgets everything but that the attempt was here.
+func (a *attempt) finish(life context.Context) {
+	if err := a.runner.ended.add(a.key, time.Now()); err != nil {
+		a.log.WarnContext(life, "attempt is not in the list of ended ones", "error", err)
+	}
+	if err := errors.Join(a.journal.Close(), removeFolder(a.folder)); err != nil {
+		a.log.WarnContext(life, "the attempt's folder is left behind", "error", err)
+	}
 	a.log.InfoContext(life, "attempt is over", "outcome", a.outcome)
+}
+
+func (a *attempt) openSpool() (err error) {
+	c := a.runner.config
+	a.spool, err = spool.Open(spool.Config{
+		ChunkBytes: c.ChunkBytes, FlushInterval: c.FlushInterval, LimitBytes: c.SpoolBytes, Logger: a.log,
+	}, a.folder, a.past.streams[0].mark, a.past.streams[1].mark)
+	return err
 }
 
 // guard keeps a panic inside the attempt.
@@ -94,79 +149,214 @@ func (a *attempt) fact(at time.Time, f proto.Message) {
 	}
 }
 
-// live starts the process, watches it and seals its output.
-func (a *attempt) live(life context.Context) {
-	where, limits, p, err := a.start()
-	defer func() {
-		if err := where.remove(); err != nil {
-			a.log.WarnContext(life, "working directory is left behind", "error", err)
-		}
-	}()
-	if err != nil {
+// live starts or finds the process, watches it and seals its output. It reports whether everything was said.
+func (a *attempt) live(life context.Context) bool {
+	a.outcome = "resumed" // Until something better is known.
+	if a.past.names["OutputSealed"] {
+		a.removeDirectory(life)
+		return true
+	}
+	if a.past.names["StartFailed"] {
+		a.sealNothing()
+		return true
+	}
+	limits, p, err := a.start()
+	var gone *supervisor.GoneError
+	switch {
+	case errors.As(err, &gone):
+		return a.liveWithout(life, gone)
+	case errors.Is(err, supervisor.ErrEnded): // Whether it was started is for the next worker to find out.
+		a.outcome = "abandoned"
+		return false
+	case err != nil:
+		a.removeDirectory(life)
 		a.startFailed(err)
-		return
+		return true
 	}
 	defer p.Release()
-	a.runner.metrics.started.Inc()
-	a.fact(p.StartedAt, &executionv1.ProcessStarted{
-		Pid: int64(p.PID), ProcessStartedAt: timestamp(p.StartedAt), Host: a.runner.config.Host, Runner: a.runner.config.ID,
-	})
-
-	capture := output.New(output.Config{ChunkBytes: a.runner.config.ChunkBytes, FlushInterval: a.runner.config.FlushInterval},
-		p.Stdout, p.Stderr, func(c output.Chunk) error { return a.chunk(life, c) })
-	var readers, writer sync.WaitGroup
-	for _, stream := range []executionv1.Stream{executionv1.Stream_STREAM_STDOUT, executionv1.Stream_STREAM_STDERR} {
-		readers.Go(func() { a.read(capture, stream) })
+	if !a.past.names["ProcessStarted"] {
+		a.runner.metrics.started.Inc()
+		a.processStarted(p.Record)
 	}
+	a.spool.Attach(p.Stdout, p.Stderr)
+	var writer sync.WaitGroup
 	if p.Stdin != nil {
-		writer.Go(func() { _ = a.guard("write stdin", func() { a.feed(p.Stdin) }) })
+		writer.Go(func() { _ = a.guard("write stdin", func() { a.feed(p) }) })
 	}
-	drained := make(chan struct{})
-	go func() {
-		readers.Wait()
-		close(drained)
-	}()
-
-	w := newWatch(a, p, capture, limits, drained)
+	drained, said := a.move(life)
+	w := newWatch(a, p, limits, drained)
 	if err := a.guard("watch", func() {
-		a.log.InfoContext(life, "process started", "pid", p.PID)
+		a.log.InfoContext(life, "process runs", "pid", p.PID)
 		w.run(life)
 	}); err != nil {
 		w.giveUp(err)
 	}
 	<-drained
 	writer.Wait()
-	a.seal(capture)
+	w.close()
+	p.Release() // The spool has everything: no supervisor is needed any more.
+	a.removeDirectory(life)
+	if !<-said || !w.told {
+		return false
+	}
+	a.seal()
+	return true
 }
 
-// chunk passes output on, and waits when there is no room.
-func (a *attempt) chunk(life context.Context, c output.Chunk) error {
-	a.runner.metrics.captured.WithLabelValues(events.StreamName(c.Stream)).Add(float64(len(c.Data)))
-	return a.facts.AddWhenRoom(life, c.CapturedAt, &executionv1.OutputChunk{
-		Stream: c.Stream, Offset: c.Offset, CapturedAt: timestamp(c.CapturedAt), Data: c.Data,
+// liveWithout finishes an attempt whose supervisor is no more: what is in the spool is all there is.
+func (a *attempt) liveWithout(life context.Context, gone *supervisor.GoneError) bool {
+	if gone.Record != nil && !a.past.names["ProcessStarted"] {
+		a.processStarted(*gone.Record)
+	}
+	if !a.past.names["ProcessExited"] && !a.past.names["WaitFailed"] {
+		err := error(gone)
+		if gone.Record == nil {
+			err = fmt.Errorf("whether the process was started is not known: %w", err)
+		}
+		var exit process.Exit
+		if gone.Exit != nil {
+			exit, err = supervisor.Decode(*gone.Exit)
+		}
+		if err != nil {
+			a.outcome = "wait_failed"
+			a.waitFailed(err)
+		} else {
+			a.fact(exit.EndedAt, exited(exit))
+		}
+	}
+	_, said := a.move(life)
+	a.removeDirectory(life)
+	if !<-said {
+		return false
+	}
+	a.seal()
+	return true
+}
+
+func (a *attempt) processStarted(r protocol.Record) {
+	a.fact(r.StartedAt, &executionv1.ProcessStarted{
+		Pid: int64(r.PID), ProcessStartedAt: timestamp(r.StartedAt), Host: a.runner.config.Host, Runner: a.runner.config.ID,
 	})
 }
 
-// read reads one stream to its end and records when that was not possible.
-func (a *attempt) read(capture *output.Capture, stream executionv1.Stream) {
-	var readErr error
-	if err := a.guard("read output", func() { readErr = capture.Read(stream) }); err != nil {
-		readErr = &output.ReadError{Stream: stream, Offset: capture.Captured(stream), Cause: err}
+// move moves both streams into the spool, and from there chunks into the outbox. drained is closed when the pipes are done
+// with; said gets whether every chunk got into the outbox.
+func (a *attempt) move(life context.Context) (drained <-chan struct{}, said <-chan bool) {
+	d, s := make(chan struct{}), make(chan bool, 1)
+	var readers sync.WaitGroup
+	var whole atomic.Bool
+	whole.Store(true)
+	for _, stream := range []executionv1.Stream{executionv1.Stream_STREAM_STDOUT, executionv1.Stream_STREAM_STDERR} {
+		readers.Go(func() {
+			if !a.read(life, stream) {
+				whole.Store(false)
+			}
+		})
 	}
-	var failed *output.ReadError
-	if errors.As(readErr, &failed) {
-		a.log.Error("output cannot be read", "stream", events.StreamName(stream), "offset", failed.Offset, "error", failed.Cause)
-		a.fact(time.Now(), &executionv1.OutputReadFailed{Stream: stream, Offset: failed.Offset, Cause: oneLine(failed.Cause.Error())})
+	go func() {
+		readers.Wait()
+		close(d)
+	}()
+	go func() {
+		err := errors.New("not begun")
+		if broken := a.guard("publish output", func() { err = a.publishChunks(life) }); broken != nil {
+			err = broken
+		}
+		<-d
+		s <- err == nil && whole.Load()
+	}()
+	return d, s
+}
+
+// publishChunks passes output on, and waits when there is no room.
+func (a *attempt) publishChunks(life context.Context) error {
+	for {
+		c, err := a.spool.Next(life)
+		if errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		data, err := a.spool.Load(c)
+		if err != nil {
+			end := c.Offset + uint64(c.Length)
+			a.log.Error("output is lost", "stream", events.StreamName(c.Stream), "offset", c.Offset, "end", end, "error", err)
+			a.lose(c.Stream, c.Offset, end)
+			a.fact(time.Now(), &executionv1.OutputReadFailed{Stream: c.Stream, Offset: c.Offset, Cause: oneLine(err.Error())})
+			continue
+		}
+		a.runner.metrics.captured.WithLabelValues(events.StreamName(c.Stream)).Add(float64(len(data)))
+		err = a.facts.AddWhenRoom(life, c.CapturedAt, &executionv1.OutputChunk{
+			Stream: c.Stream, Offset: c.Offset, CapturedAt: timestamp(c.CapturedAt), Data: data,
+		})
+		if err != nil {
+			return err
+		}
 	}
 }
 
-func (a *attempt) seal(capture *output.Capture) {
-	seals := capture.Seal()
-	a.fact(time.Now(), &executionv1.OutputSealed{Streams: seals})
-	for _, s := range seals {
-		if s.GetPipeStillHeld() {
-			a.log.Warn("another process still holds the pipe, what it writes from now on is not kept", "stream", events.StreamName(s.GetStream()), "captured_bytes", s.GetCapturedBytes())
+// read moves one stream to its end and records when that was not possible. It reports false when bytes were left in the pipe for
+// lack of time.
+func (a *attempt) read(life context.Context, stream executionv1.Stream) bool {
+	var readErr error
+	if err := a.guard("read output", func() { readErr = a.spool.Read(life, stream) }); err != nil {
+		readErr = &spool.ReadError{Stream: stream, Offset: a.spool.Captured(stream), Cause: err}
+	}
+	s := a.past.of(stream)
+	var failed *spool.ReadError
+	switch {
+	case readErr == nil:
+		return true
+	case errors.Is(readErr, spool.ErrHeld):
+		s.held = true
+		return true
+	case !errors.As(readErr, &failed):
+		a.log.Warn("output stays in the pipe", "stream", events.StreamName(stream), "error", readErr)
+		return false
+	}
+	a.log.Error("output cannot be read", "stream", events.StreamName(stream), "offset", failed.Offset, "error", failed.Cause)
+	if failed.Waiting > 0 {
+		a.lose(stream, failed.Offset, failed.Offset+failed.Waiting)
+		s.beyond = failed.Waiting
+	}
+	if !s.unread {
+		a.fact(time.Now(), &executionv1.OutputReadFailed{Stream: stream, Offset: failed.Offset, Cause: oneLine(failed.Cause.Error())})
+	}
+	return true
+}
+
+func (a *attempt) seal() {
+	var seals []*executionv1.StreamSeal
+	for _, id := range []executionv1.Stream{executionv1.Stream_STREAM_STDOUT, executionv1.Stream_STREAM_STDERR} {
+		s := a.past.of(id)
+		captured := a.spool.Captured(id) + s.beyond
+		seal := &executionv1.StreamSeal{
+			Stream: id, CapturedBytes: captured, PublishedBytes: captured,
+			PublishedSha256: s.digest.Sum(nil), PipeStillHeld: s.held, Lost: s.lost,
 		}
+		for _, r := range s.lost {
+			seal.PublishedBytes -= r.GetEnd() - r.GetStart()
+		}
+		if len(s.lost) == 0 {
+			seal.Sha256 = seal.PublishedSha256 // The same bytes: nothing is changed or left out here.
+		}
+		if s.held {
+			a.log.Warn("another process still holds the pipe, what it writes from now on is not kept", "stream", events.StreamName(id), "captured_bytes", captured)
+		}
+		seals = append(seals, seal)
+	}
+	a.fact(time.Now(), &executionv1.OutputSealed{Streams: seals})
+}
+
+// sealNothing seals the output of a process that never was.
+func (a *attempt) sealNothing() {
+	a.seal()
+}
+
+// removeDirectory removes the working directory, when it is ours.
+func (a *attempt) removeDirectory(life context.Context) {
+	if err := a.directory().remove(); err != nil {
+		a.log.WarnContext(life, "working directory is left behind", "error", err)
 	}
 }
 
@@ -175,14 +365,17 @@ func (a *attempt) startFailed(err error) {
 	f := &executionv1.StartFailed{Message: oneLine(err.Error()), Host: a.runner.config.Host, Runner: a.runner.config.ID}
 	a.outcome = "start_failed"
 	var start *process.StartError
+	var errno syscall.Errno
 	switch {
 	case errors.Is(err, errCancelled):
 		a.outcome = "cancelled"
 		f.Reason = executionv1.StartFailureReason_START_FAILURE_REASON_CANCELLED
 	case errors.As(err, &start):
 		f.Reason, f.Errno = start.Reason, int32(start.Errno)
+	case errors.As(err, &errno):
+		f.Reason, f.Errno = executionv1.StartFailureReason_START_FAILURE_REASON_RESOURCES, int32(errno)
 	}
 	a.fact(time.Now(), f)
-	a.fact(time.Now(), &executionv1.OutputSealed{Streams: output.EmptySeal()})
+	a.sealNothing()
 	a.log.Info("process was not started", "reason", f.GetReason().String(), "error", err)
 }

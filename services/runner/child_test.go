@@ -1,6 +1,7 @@
 package runner_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -61,6 +62,12 @@ func playChild(role string) int {
 			}
 		}
 		return 0
+	case "slow-noise": // Known output on both streams, in small pieces with pauses, after reading all of stdin.
+		return playSlowNoise(argument)
+	case "supervisor":
+		return playSupervisor()
+	case "worker":
+		return playWorker(argument)
 	case "blocked":
 		return playBlocked(argument)
 	case "blocking": // Are the three streams in blocking mode, as programs expect?
@@ -96,8 +103,8 @@ func playChild(role string) int {
 				return err
 			}
 			defer spare.Close()
-			// Two more than are open now: enough for a file, too few for three pipes.
-			most := uint64(spare.Fd()) + 2
+			// Five more than are open now: enough for the journal and the spool, too few for three pipes.
+			most := uint64(spare.Fd()) + 5
 			return syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: most, Max: most})
 		})
 	default:
@@ -108,6 +115,36 @@ func playChild(role string) int {
 func complain(err error) int {
 	fmt.Fprintln(os.Stderr, err)
 	return 99
+}
+
+// playSlowNoise takes about ten seconds, and reads its stdin all the time. It ends with the code it was given, or with 98 when stdin
+// is not the noise of that seed.
+func playSlowNoise(argument string) int {
+	var n, code int
+	if _, err := fmt.Sscanf(argument, "%d:%d", &n, &code); err != nil {
+		return complain(err)
+	}
+	input := make(chan []byte, 1)
+	go func() {
+		data, _ := io.ReadAll(os.Stdin)
+		input <- data
+	}()
+	var both sync.WaitGroup
+	for seed, f := range map[byte]*os.File{1: os.Stdout, 2: os.Stderr} {
+		both.Go(func() {
+			for data, step := noise(seed, n), n/200; len(data) > 0; data = data[min(len(data), step):] {
+				if _, err := f.Write(data[:min(len(data), step)]); err != nil {
+					os.Exit(97)
+				}
+				<-time.After(time.Duration(rand.IntN(100)) * time.Millisecond)
+			}
+		})
+	}
+	both.Wait()
+	if !bytes.Equal(<-input, noise(byte(code), 100_000+code)) {
+		return 98
+	}
+	return code
 }
 
 // playBlocked writes noise, and writes to a file how many bytes it got rid of when for the first time nothing moved
@@ -153,12 +190,12 @@ func playRunner(spec *executionv1.Prepared, change func() error) int {
 		return complain(err)
 	}
 	defer os.RemoveAll(data)
-	if err := change(); err != nil {
-		return complain(err)
-	}
 	l := newLog()
 	r, err := runner.New(runner.Config{ID: "r1", DataDir: data}, l, func(context.Context, *message.Message) error { return nil })
 	if err != nil {
+		return complain(err)
+	}
+	if err := change(); err != nil {
 		return complain(err)
 	}
 	id, err := events.NewExecutionID()

@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,6 +13,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"verbatim.dev/events"
+	"verbatim.dev/services/runner/journal"
+	"verbatim.dev/services/runner/supervisor"
 )
 
 // Config says how a runner works. Zero values stand for the defaults.
@@ -20,7 +23,8 @@ type Config struct {
 	ID string
 	// Host is the machine's name, for people. Default: what the system says.
 	Host string
-	// DataDir holds the working directories of attempts that name none. Absolute; it is made when it does not exist.
+	// DataDir holds what is known of attempts that are not over, and the working directories of those that name none. Absolute;
+	// it is made when it does not exist. Only one runner at a time works on it.
 	DataDir string
 	// Slots is how many processes run side by side. Default 64.
 	Slots int
@@ -32,6 +36,13 @@ type Config struct {
 	FlushInterval time.Duration
 	// ShutdownGrace is how long Stop lets processes go on before it begins to end them. Default 0: at once.
 	ShutdownGrace time.Duration
+	// SpoolBytes is how much of a stream may lie on the disk and wait to be published, in bytes; then the process has to wait.
+	// Default 256 MiB.
+	SpoolBytes uint64
+	// Supervisor holds the processes. nil: one in this process, whose processes end with it.
+	Supervisor *supervisor.Client
+	// Committed asks the broker whether a claim that a crash cut short is this runner's. nil: it never is.
+	Committed func(ctx context.Context, l journal.Launch) (bool, error)
 	// ChunkBytes is the most that one OutputChunk carries. Default 256 KiB.
 	ChunkBytes int
 	// Logger gets one line per change of state. Default: slog.Default.
@@ -88,6 +99,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.FlushInterval == 0 {
 		c.FlushInterval = 100 * time.Millisecond
+	}
+	if c.SpoolBytes == 0 {
+		c.SpoolBytes = 256 << 20
 	}
 	if c.ChunkBytes == 0 {
 		c.ChunkBytes = 256 << 10

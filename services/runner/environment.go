@@ -41,16 +41,24 @@ type directory struct {
 	ours       bool
 }
 
-// makeDirectory takes the directory that was asked for, or makes one below root.
-func makeDirectory(root, asked, execution string) (directory, error) {
+// directoryOf takes the directory that was asked for, or one below root.
+func directoryOf(root, asked, name string) directory {
 	if asked != "" {
-		return directory{path: asked, home: "/tmp"}, nil
+		return directory{path: asked, home: "/tmp"}
 	}
-	path, err := os.MkdirTemp(root, execution+"-")
-	if err != nil {
-		return directory{}, fmt.Errorf("make working directory: %w", err)
+	path := filepath.Join(root, name)
+	return directory{path: path, home: path, ours: true}
+}
+
+// make makes it, when it is ours.
+func (d directory) make() error {
+	if !d.ours {
+		return nil
 	}
-	return directory{path: path, home: path, ours: true}, nil
+	if err := os.MkdirAll(d.path, 0o700); err != nil {
+		return fmt.Errorf("make working directory: %w", err)
+	}
+	return nil
 }
 
 // remove removes what is ours, also what the process made unreadable or read-only.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -18,6 +17,7 @@ import (
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
 	"verbatim.dev/services/internal/failure"
 	"verbatim.dev/services/runner/outbox"
+	"verbatim.dev/services/runner/supervisor"
 )
 
 // Publisher writes facts to the log; outbox.Publisher has the contract.
@@ -37,13 +37,18 @@ var ErrWaiting = errors.New("attempt is already waiting here")
 // second Prepared comes from a resend or a rebalance.
 const (
 	cancelAge, cancelLimit   = 24 * time.Hour, 1 << 14
-	attemptAge, attemptLimit = 24 * time.Hour, 1 << 16
+	attemptAge, attemptLimit = 7 * 24 * time.Hour, 100_000
 )
 
 // Runner is a runner. Its methods are safe for concurrent use.
 type Runner struct {
 	config   Config
 	work     string // The directory of working directories.
+	folders  string // The directory of the attempts' folders.
+	lock     *os.File
+	ended    ended
+	client   *supervisor.Client
+	host     *supervisor.Host // When it is in this process.
 	producer events.Producer
 	publish  Publisher
 	claim    Claim
@@ -62,6 +67,9 @@ type Runner struct {
 	cancels  *recent[cancellation]
 	stopping bool
 	busy     sync.WaitGroup // One for each of attempts.
+
+	busyHost  sync.WaitGroup
+	closeOnce sync.Once
 }
 
 type cancellation struct{ requestedBy, reason string }
@@ -75,17 +83,8 @@ func New(c Config, p Publisher, claim Claim) (*Runner, error) {
 		return nil, errors.New("runner needs a publisher and a claim")
 	}
 	c = c.withDefaults()
-	work := filepath.Join(c.DataDir, "work")
-	if err := os.MkdirAll(work, 0o700); err != nil {
-		return nil, fmt.Errorf("make directory of working directories: %w", err)
-	}
-	m, err := newMetrics(c.Registry)
-	if err != nil {
-		return nil, err
-	}
-	m.slots.Set(float64(c.Slots))
 	r := &Runner{
-		config: c, work: work, publish: p, claim: claim, metrics: m,
+		config: c, publish: p, claim: claim,
 		producer: events.Producer{Name: "runner", Source: "/verbatim/runner/" + c.ID},
 		slots:    make(chan struct{}, c.Slots),
 		attempts: make(map[string]*attempt),
@@ -96,6 +95,15 @@ func New(c Config, p Publisher, claim Claim) (*Runner, error) {
 	r.shutdown, r.closeShutdown = signal()
 	r.hurry, r.goHurry = signal()
 	r.life, r.abort = context.WithCancelCause(context.Background())
+	if err := r.open(); err != nil {
+		return nil, err
+	}
+	var err error
+	if r.metrics, err = newMetrics(c.Registry); err != nil {
+		r.close()
+		return nil, err
+	}
+	r.metrics.slots.Set(float64(c.Slots))
 	return r, nil
 }
 
@@ -179,9 +187,21 @@ func (r *Runner) own(a *attempt, m *message.Message) error {
 			return fmt.Errorf("wait for a slot: %w", context.Cause(m.Context()))
 		}
 	}
+	if err := a.begin(a.launchOf(m)); err != nil {
+		a.forget()
+		return fmt.Errorf("write down the claim: %w", err)
+	}
+	claimed := false
+	defer func() {
+		if !claimed { // Also when the claim panics.
+			a.forget()
+		}
+	}()
 	if err := r.claim(m.Context(), m); err != nil {
 		return fmt.Errorf("claim attempt: %w", err)
 	}
+	claimed = true
+	a.owned()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.known.add(a.key, struct{}{}, time.Now())

@@ -3,6 +3,8 @@ package runner
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -11,6 +13,8 @@ import (
 
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
 	"verbatim.dev/services/runner/process"
+	"verbatim.dev/services/runner/protocol"
+	"verbatim.dev/services/runner/supervisor"
 )
 
 // errCancelled says that a cancel came before the start.
@@ -22,29 +26,43 @@ type limits struct {
 	grace   time.Duration
 }
 
-// start starts the process. The directory must be removed in any case.
-func (a *attempt) start() (directory, limits, *process.Process, error) {
-	select {
-	case <-a.cancelled:
-		return directory{}, limits{}, nil, fmt.Errorf("%w%s", errCancelled, a.why)
-	default:
-	}
+// start starts the process, or finds the one that was started before.
+func (a *attempt) start() (limits, *supervisor.Process, error) {
 	bounds, err := a.limits()
 	if err != nil {
-		return directory{}, limits{}, nil, err
+		return bounds, nil, err
 	}
-	where, err := makeDirectory(a.runner.work, a.spec.GetDirectory(), a.work.Subject)
-	if err != nil {
+	if _, err := os.Stat(filepath.Join(a.folder, protocol.StartingFile)); err != nil { // Not started before.
+		select {
+		case <-a.cancelled:
+			return bounds, nil, fmt.Errorf("%w%s", errCancelled, a.why)
+		default:
+		}
+	}
+	where := a.directory()
+	if err := where.make(); err != nil {
 		var errno syscall.Errno
 		errors.As(err, &errno)
-		return directory{}, limits{}, nil, &process.StartError{
+		return bounds, nil, &process.StartError{
 			Reason: executionv1.StartFailureReason_START_FAILURE_REASON_RESOURCES, Errno: errno, Message: err.Error(),
 		}
 	}
-	p, err := process.Start(process.Spec{
-		Argv: a.spec.GetArgv(), Environment: environment(a.work, a.spec, where.home), Directory: where.path, Stdin: len(a.spec.GetStdin()) > 0,
-	})
-	return where, bounds, p, err
+	var document *os.File
+	if len(a.spec.GetStdin()) > 0 {
+		if document, err = newDocument(a.spec.GetStdin()); err != nil {
+			return bounds, nil, err
+		}
+		defer document.Close()
+	}
+	p, err := a.runner.client.Start(a.key, a.folder, protocol.Command{
+		Argv: a.spec.GetArgv(), Environment: environment(a.work, a.spec, where.home), Directory: where.path,
+	}, document)
+	return bounds, p, err
+}
+
+// directory is where the process works.
+func (a *attempt) directory() directory {
+	return directoryOf(a.runner.work, a.spec.GetDirectory(), folderName(a.work.Subject, a.work.Attempt))
 }
 
 // limits reads the spec's times. No timeout and a timeout of 0 mean none.

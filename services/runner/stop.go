@@ -59,8 +59,9 @@ const lastWait = 5 * time.Second
 
 func (r *Runner) over(left int) error {
 	r.abort(ErrStopping) // Frees the context; nobody waits on it any more.
+	r.close()
 	if left > 0 {
-		return fmt.Errorf("stop runner: time is up, %d attempts were killed or have facts that are not acknowledged", left)
+		return fmt.Errorf("stop runner: time is up, %d attempts were killed or have facts that are not acknowledged (they are kept for the next start)", left)
 	}
 	return nil
 }

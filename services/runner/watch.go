@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
-	"verbatim.dev/services/runner/output"
 	"verbatim.dev/services/runner/process"
+	"verbatim.dev/services/runner/supervisor"
 )
 
 const (
@@ -31,10 +31,10 @@ const hurriedDrain = 500 * time.Millisecond
 // ended, nothing of its group is left. All of it happens in the goroutine of run; only the waiting has one of its own.
 type watch struct {
 	a       *attempt
-	process *process.Process
-	capture *output.Capture
+	process *supervisor.Process
 	grace   time.Duration
 
+	stopWait  context.CancelFunc
 	ended     chan end // nil once it was received.
 	drained   <-chan struct{}
 	timeout   <-chan time.Time
@@ -49,6 +49,7 @@ type watch struct {
 	killed  bool
 	quiet   bool // The leader has ended and nobody else is in the group.
 	hurried bool
+	told    bool // How it ended is recorded.
 }
 
 type end struct {
@@ -56,25 +57,34 @@ type end struct {
 	err  error
 }
 
-func newWatch(a *attempt, p *process.Process, c *output.Capture, l limits, drained <-chan struct{}) *watch {
+func newWatch(a *attempt, p *supervisor.Process, l limits, drained <-chan struct{}) *watch {
 	w := &watch{
-		a: a, process: p, capture: c, grace: l.grace, limit: l.timeout,
+		a: a, process: p, grace: l.grace, limit: l.timeout,
 		ended: make(chan end, 1), drained: drained,
 		cancelled: a.cancelled, shutdown: a.runner.shutdown, hurry: a.runner.hurry,
+		begun: a.past.begun, killed: a.past.killed,
 	}
 	if l.timeout > 0 {
 		w.timeout = time.After(l.timeout - time.Since(p.StartedAt))
 	}
+	if w.begun != nil && !w.killed { // A former worker sent TERM.
+		w.graceOver = time.After(l.grace - time.Since(a.past.begunAt))
+	}
+	var waiting context.Context
+	waiting, w.stopWait = context.WithCancel(context.Background())
 	ended := w.ended
 	go func() {
 		var e end
-		if err := a.guard("wait", func() { e.exit, e.err = p.Wait() }); err != nil {
+		if err := a.guard("wait", func() { e.exit, e.err = p.Wait(waiting) }); err != nil {
 			e.err = err
 		}
 		ended <- e
 	}()
 	return w
 }
+
+// close ends what newWatch began.
+func (w *watch) close() { w.stopWait() }
 
 func (w *watch) run(life context.Context) {
 	for !w.over() {
@@ -121,12 +131,18 @@ func (w *watch) onEnd(e end) {
 	if w.process.Stdin != nil {
 		_ = w.process.Stdin.Close()
 	}
+	known := w.a.past.names["ProcessExited"] || w.a.past.names["WaitFailed"]
+	w.told = true
 	if e.err != nil {
 		w.a.outcome = "wait_failed"
-		w.waitFailed(e.err)
+		if !known {
+			w.a.waitFailed(e.err)
+		}
 	} else {
 		w.a.outcome = w.outcome(e.exit)
-		w.a.fact(e.exit.EndedAt, exited(e.exit))
+		if !known {
+			w.a.fact(e.exit.EndedAt, exited(e.exit))
+		}
 	}
 	w.lookAround()
 }
@@ -149,7 +165,7 @@ func (w *watch) startDrain() {
 		if w.hurried {
 			drain = min(drain, hurriedDrain)
 		}
-		w.capture.Stop(time.Now().Add(drain))
+		w.a.spool.Stop(time.Now().Add(drain))
 	}
 }
 
@@ -202,7 +218,8 @@ func (w *watch) abandon() {
 		w.a.outcome = "abandoned"
 	}
 	w.killNow(w.ended)
-	w.capture.Stop(time.Now())
+	w.ended = nil
+	w.a.spool.Stop(time.Now())
 }
 
 // giveUp cleans up after a panic in run: nobody watches the process any more, so it must not go on.
@@ -210,11 +227,11 @@ func (w *watch) giveUp(cause error) {
 	ended := w.ended
 	if ended != nil {
 		w.ended = nil
-		w.a.outcome = "broken"
-		w.waitFailed(cause)
+		w.a.outcome, w.told = "broken", true
+		w.a.waitFailed(cause)
 	}
 	w.killNow(ended)
-	w.capture.Stop(time.Now().Add(hurriedDrain))
+	w.a.spool.Stop(time.Now().Add(hurriedDrain))
 }
 
 // killNow kills the group and gives the leader a moment to end, so that it can be reaped.
@@ -231,12 +248,12 @@ func (w *watch) killNow(ended <-chan end) {
 	}
 }
 
-func (w *watch) waitFailed(err error) {
+func (a *attempt) waitFailed(err error) {
 	var errno syscall.Errno
 	errors.As(err, &errno)
 	now := time.Now()
-	w.a.log.Error("exit status cannot be had", "error", err)
-	w.a.fact(now, &executionv1.WaitFailed{Cause: oneLine(err.Error()), Errno: int32(errno), FailedAt: timestamp(now)})
+	a.log.Error("exit status cannot be had", "error", err)
+	a.fact(now, &executionv1.WaitFailed{Cause: oneLine(err.Error()), Errno: int32(errno), FailedAt: timestamp(now)})
 }
 
 func (w *watch) outcome(e process.Exit) string {

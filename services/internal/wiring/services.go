@@ -108,17 +108,22 @@ func openStore(ctx context.Context, b Base, dsn string) (*clickhouse.Store, erro
 	return store, nil
 }
 
-// Runner returns the runner.
-func Runner(b Base, c runner.Config) lifecycle.Service {
+// runnerNode returns the runner.
+func runnerNode(b Base, c runner.Config) *node {
 	n := &node{Base: b, name: "runner"}
+	c.Committed = committed(b, c.ID)
 	n.open = func(ctx context.Context, p *kafka.Publisher) ([]consumer, error) {
-		r, err := runner.New(c, p, kafka.CommitSync)
+		r, err := openRunner(ctx, b, c, p)
 		if err != nil {
 			return nil, err
 		}
 		control, err := startControl(ctx, b, r)
 		if err != nil {
 			return nil, err
+		}
+		// The cancels are known: what a former worker left goes on.
+		if err := r.Recover(ctx); err != nil {
+			return nil, errors.Join(err, control.stop())
 		}
 		n.drain = func(ctx context.Context) error {
 			err := r.Stop(ctx)

@@ -52,6 +52,8 @@ type Host struct {
 	held    map[string]*held
 	changed chan struct{} // Closed and replaced when one was released.
 	worker  *protocol.Conn
+	pid     int          // The worker's; 0 when there is none.
+	ours    map[int]bool // Numbers of processes that are held.
 }
 
 // held is one process that was not released.
@@ -64,7 +66,7 @@ type held struct {
 
 // NewHost returns a host without processes.
 func NewHost(l *slog.Logger) *Host {
-	return &Host{logger: l, held: make(map[string]*held), changed: make(chan struct{})}
+	return &Host{logger: l, held: make(map[string]*held), ours: make(map[int]bool), changed: make(chan struct{})}
 }
 
 // Serve answers one worker until its end of the socket is closed. Only one worker is served at a time. ready is
@@ -176,6 +178,7 @@ func (h *Host) fork(m protocol.Message) (*held, protocol.Record) {
 	}
 	h.mu.Lock()
 	h.held[m.Attempt] = e
+	h.ours[e.process.PID] = true
 	h.mu.Unlock()
 	return e, e.record
 }
@@ -292,6 +295,7 @@ func (h *Host) release(attempt string) {
 	delete(h.held, attempt)
 	_, _ = p.process.Stdout.Close(), p.process.Stderr.Close()
 	p.process.Release()
+	delete(h.ours, p.process.PID)
 	close(h.changed)
 	h.changed = make(chan struct{})
 }
@@ -328,6 +332,19 @@ func (h *Host) Close() {
 		h.release(attempt)
 	}
 	h.waits.Wait()
+}
+
+// owns reports whether a child is the worker or a process that is held.
+func (h *Host) owns(pid int) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return pid == h.pid || h.ours[pid]
+}
+
+func (h *Host) setWorkerPID(pid int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.pid = pid
 }
 
 func bootID() string {

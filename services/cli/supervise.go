@@ -1,0 +1,100 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"verbatim.dev/services/internal/lifecycle"
+	"verbatim.dev/services/internal/wiring"
+	"verbatim.dev/services/runner/protocol"
+	"verbatim.dev/services/runner/supervisor"
+)
+
+// supervise runs the supervisor of "verbatim runner" with a worker of the same flags.
+func supervise(ctx context.Context, s *session, logger *slog.Logger) error {
+	program, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find the program: %w", err)
+	}
+	args := slices.Clone(s.args)
+	at := slices.Index(args, "runner")
+	if at < 0 {
+		return errors.New("the command line has no word \"runner\"")
+	}
+	args[at] = "runner-worker"
+	c := supervisor.Config{
+		Program: program, Worker: append([]string{os.Args[0]}, args...), Environment: without(os.Environ(), wiring.ParentVariable),
+		Stderr: os.Stderr, StopTime: stopTime, Logger: logger,
+	}
+	if text := os.Getenv(wiring.ParentVariable); text != "" {
+		conn, err := inherited(text)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		orphaned := make(chan struct{})
+		go func() {
+			defer close(orphaned)
+			for err := error(nil); err == nil; {
+				_, err = conn.Receive() // Nothing is ever said; it ends with who started us.
+			}
+		}()
+		c.Orphaned = orphaned
+		c.Ready = func() { _ = conn.Send(protocol.Message{Kind: protocol.Ready}) }
+	}
+	err = supervisor.Run(ctx, c)
+	var failed *supervisor.WorkerError
+	if errors.As(err, &failed) && failed.Code > 0 {
+		return exitCode(failed.Code) // It has said why.
+	}
+	return err
+}
+
+// inherited takes over a socket by its number.
+func inherited(number string) (*protocol.Conn, error) {
+	fd, err := strconv.Atoi(number)
+	if err != nil || fd < 3 {
+		return nil, fmt.Errorf("%s is no descriptor's number", number)
+	}
+	return protocol.New(os.NewFile(uintptr(fd), "inherited"))
+}
+
+// without leaves the variables out whose names begin so.
+func without(environment []string, prefix string) []string {
+	return slices.DeleteFunc(slices.Clone(environment), func(v string) bool { return strings.HasPrefix(v, prefix) })
+}
+
+// workerCommand is what the supervisor starts. It takes the flags of runnerCommand.
+type workerCommand struct{ runnerCommand }
+
+// Run is called by kong.
+func (c *workerCommand) Run(ctx context.Context, s *session) error {
+	conn, err := inherited(strconv.Itoa(supervisor.WorkerSocket))
+	if err != nil {
+		return fmt.Errorf("runner-worker is started by runner: %w", err)
+	}
+	client := supervisor.NewClient(conn)
+	return s.serve(ctx, c.kafkaFlags, c.healthFlags, func(b wiring.Base) (lifecycle.Service, error) {
+		config, err := c.configure(b)
+		if err != nil {
+			return nil, err
+		}
+		return wiring.Worker(b, config, client), nil
+	})
+}
+
+// runner is the runner of "verbatim up": a supervisor beside it, so that neither the end of this process nor a defect in it
+// takes processes and their output along.
+func (c *upCommand) runner(b wiring.Base) lifecycle.Service {
+	// What the environment says about other brokers is not for this one.
+	return &wiring.RunnerProcess{Base: b, Environment: without(os.Environ(), "VERBATIM_"), Arguments: []string{
+		"runner", "--kafka", b.Kafka.Brokers[0], "--data", c.Data, "--runner-id", c.runnerFlags.ID,
+		"--slots", strconv.Itoa(c.Slots), "--grace", c.Grace.String(), "--log-level", c.log.Level, "--log-format", c.log.Format,
+	}}
+}

@@ -1,0 +1,234 @@
+package wiring
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"syscall"
+	"time"
+
+	"verbatim.dev/events"
+	"verbatim.dev/events/codec"
+	"verbatim.dev/events/kafka"
+	"verbatim.dev/services/internal/lifecycle"
+	"verbatim.dev/services/runner"
+	"verbatim.dev/services/runner/journal"
+	"verbatim.dev/services/runner/protocol"
+	"verbatim.dev/services/runner/supervisor"
+)
+
+// worker is a runner whose processes a supervisor holds.
+type worker struct {
+	*node
+	supervisor *supervisor.Client
+	failed     chan error
+}
+
+// Worker returns the runner as a supervisor's worker.
+func Worker(b Base, c runner.Config, s *supervisor.Client) lifecycle.Service {
+	c.Supervisor = s
+	return &worker{node: runnerNode(b, c), supervisor: s, failed: make(chan error, 2)}
+}
+
+// Start implements lifecycle.Service.
+func (w *worker) Start(ctx context.Context) error {
+	if err := w.node.Start(ctx); err != nil {
+		return err
+	}
+	go func() {
+		select {
+		case <-w.supervisor.Gone():
+			w.failed <- supervisor.ErrEnded
+		case err := <-w.node.Failed():
+			w.failed <- err
+		}
+	}()
+	return w.supervisor.Ready()
+}
+
+// Failed implements lifecycle.Failing.
+func (w *worker) Failed() <-chan error { return w.failed }
+
+// Stop implements lifecycle.Service.
+func (w *worker) Stop(ctx context.Context) error {
+	err := w.node.Stop(ctx)
+	_ = w.supervisor.Close() // It may be gone.
+	return err
+}
+
+// openRunner waits until a former worker that still finishes what it has lets go of the data folder.
+func openRunner(ctx context.Context, b Base, c runner.Config, p *kafka.Publisher) (*runner.Runner, error) {
+	for waited := false; ; {
+		r, err := runner.New(c, p, kafka.CommitSync)
+		if !errors.Is(err, runner.ErrLocked) {
+			return r, err
+		}
+		if !waited {
+			waited = true
+			b.Logger.WarnContext(ctx, "another runner still works on the data folder, waiting for it", "folder", c.DataDir)
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+// committed asks the broker whether a claim of which the answer was lost is this runner's. That the group has passed the
+// message says that somebody claimed it. It was another runner when the log has a fact of another one about the attempt:
+// who claims starts at once.
+func committed(b Base, id string) func(context.Context, journal.Launch) (bool, error) {
+	return func(ctx context.Context, l journal.Launch) (bool, error) {
+		if !l.Placed {
+			return false, nil
+		}
+		admin, err := kafka.NewAdmin(b.Kafka)
+		if err != nil {
+			return false, err
+		}
+		defer admin.Close()
+		offsets, err := admin.CommittedOffsets(ctx, "runner", events.TopicWork)
+		if err != nil || offsets[l.Partition] <= l.Offset {
+			return false, err
+		}
+		other, err := otherRunner(ctx, b, admin, "/verbatim/runner/"+id, l)
+		return !other, err
+	}
+}
+
+// otherRunner looks for another runner's fact about an attempt.
+func otherRunner(ctx context.Context, b Base, admin *kafka.Admin, source string, l journal.Launch) (bool, error) {
+	// The clocks of this machine and the broker differ by less than this.
+	const skew = 5 * time.Minute
+	starts, err := admin.OffsetsAt(ctx, events.TopicExecutions, l.At.Add(-skew))
+	if err != nil {
+		return false, err
+	}
+	ends, err := admin.EndOffsets(ctx, events.TopicExecutions)
+	if err != nil {
+		return false, err
+	}
+	partition := kafka.PartitionFor([]byte(l.Execution), partitions())
+	reader, err := kafka.NewPartitionReader(b.Kafka, events.TopicExecutions, partition, starts[partition])
+	if err != nil {
+		return false, err
+	}
+	defer reader.Close()
+	for reader.Offset() < ends[partition] {
+		record, err := reader.Next(ctx)
+		if err != nil {
+			return false, fmt.Errorf("read the log of facts: %w", err)
+		}
+		e, err := codec.FromMessage(record.Message())
+		if err != nil || e.Subject != l.Execution || e.Attempt != l.Attempt {
+			continue
+		}
+		if e.ID == events.ID(e.Subject, e.Attempt, "runner", e.Sequence) && e.Source != source {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// RunnerProcess is a runner's supervisor as a child process.
+type RunnerProcess struct {
+	Base
+	// Arguments are those of the program, Environment is its environment.
+	Arguments, Environment []string
+
+	process *exec.Cmd
+	conn    *protocol.Conn
+	ended   chan struct{}
+	failed  chan error
+}
+
+// ParentVariable names the descriptor by which a supervisor sees the end of who started it, and says that it is ready.
+const ParentVariable = "VERBATIM_RUNNER_PARENT"
+
+// Start implements lifecycle.Service.
+func (r *RunnerProcess) Start(ctx context.Context) error {
+	program, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find the program: %w", err)
+	}
+	conn, theirs, err := protocol.Pair()
+	if err != nil {
+		return err
+	}
+	c := exec.Command(program)
+	c.Args = append([]string{os.Args[0]}, r.Arguments...)
+	c.Env = append(r.Environment, ParentVariable+"=3")
+	c.Stdout, c.Stderr = os.Stderr, os.Stderr
+	c.ExtraFiles = []*os.File{theirs}
+	// Ctrl-C in a terminal is for this process, which stops the runner when it is its turn.
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	err = c.Start()
+	_ = theirs.Close()
+	if err != nil {
+		return errors.Join(fmt.Errorf("start the runner's supervisor: %w", err), conn.Close())
+	}
+	r.process, r.conn, r.ended, r.failed = c, conn, make(chan struct{}), make(chan error, 1)
+	go func() {
+		defer close(r.ended)
+		if err := c.Wait(); err != nil {
+			r.failed <- err
+			return
+		}
+		r.failed <- errors.New("it stopped")
+	}()
+	ready := make(chan error, 1)
+	go func() {
+		_, err := conn.Receive()
+		ready <- err
+		for err == nil {
+			_, err = conn.Receive() // It is ready again after a restart of its worker.
+		}
+	}()
+	select {
+	case err = <-ready:
+		if errors.Is(err, io.EOF) {
+			err = errors.New("the runner ended before it was ready")
+		}
+	case <-ctx.Done():
+		err = fmt.Errorf("wait for the runner: %w", context.Cause(ctx))
+	}
+	if err != nil {
+		stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		return errors.Join(err, r.Stop(stopping))
+	}
+	r.Checks.Add("runner", r.ready)
+	return nil
+}
+
+func (r *RunnerProcess) ready(context.Context) error {
+	select {
+	case <-r.ended:
+		return errors.New("stopped")
+	default:
+		return nil
+	}
+}
+
+// Failed implements lifecycle.Failing.
+func (r *RunnerProcess) Failed() <-chan error { return r.failed }
+
+// Stop implements lifecycle.Service. When the context ends it lets go of the supervisor, which then ends what runs and
+// keeps what is not published.
+func (r *RunnerProcess) Stop(ctx context.Context) error {
+	_ = r.process.Process.Signal(syscall.SIGTERM) // It may have ended.
+	defer r.conn.Close()
+	select {
+	case <-r.ended:
+	case <-ctx.Done():
+		return fmt.Errorf("the runner does not stop: %w", context.Cause(ctx))
+	}
+	if code := r.process.ProcessState.ExitCode(); code != 0 {
+		return fmt.Errorf("the runner ended with %s", r.process.ProcessState)
+	}
+	return nil
+}

@@ -1,0 +1,205 @@
+package runner
+
+import (
+	"crypto/sha256"
+	"encoding"
+	"fmt"
+	"hash"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+
+	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
+	"verbatim.dev/services/runner/journal"
+	"verbatim.dev/services/runner/spool"
+)
+
+// past is what the journal says of an attempt.
+type past struct {
+	launch  *journal.Launch
+	claimed bool
+	acked   uint64
+	// recorded holds the facts and chunks, in order.
+	recorded []journal.Entry
+	// names of the facts that were recorded.
+	names map[string]bool
+
+	// begun is the last TerminationStarted, begunAt when the first was; killed says that KILL was sent.
+	begun   *executionv1.TerminationStarted
+	begunAt time.Time
+	killed  bool
+
+	streams [2]streamPast
+}
+
+// streamPast is how far a stream got.
+type streamPast struct {
+	mark   spool.Mark
+	digest hash.Hash // Of what was cut.
+	// unread says that an OutputReadFailed was recorded.
+	unread bool
+	lost   []*executionv1.ByteRange
+	// held: another process has the pipe. beyond: bytes that are known to exist behind the last captured one.
+	held   bool
+	beyond uint64
+}
+
+func newPast() past {
+	p := past{names: make(map[string]bool)}
+	for i := range p.streams {
+		p.streams[i].digest = sha256.New()
+	}
+	return p
+}
+
+// of is the part of a stream.
+func (p *past) of(id executionv1.Stream) *streamPast {
+	if id == executionv1.Stream_STREAM_STDERR {
+		return &p.streams[1]
+	}
+	return &p.streams[0]
+}
+
+// fold reads a journal.
+func fold(entries []journal.Entry) (past, error) {
+	p := newPast()
+	for _, e := range entries {
+		if err := p.add(e); err != nil {
+			return p, err
+		}
+	}
+	for _, e := range p.recorded {
+		if c := e.Chunk; c != nil && c.Sequence <= p.acked {
+			p.of(c.Stream).mark.Acked = c.End()
+		}
+	}
+	return p, nil
+}
+
+func (p *past) add(e journal.Entry) error {
+	switch {
+	case e.Launch != nil:
+		p.launch = e.Launch
+	case e.Claimed:
+		p.claimed = true
+	case e.Acked > 0:
+		p.acked = e.Acked
+	case e.Chunk != nil:
+		p.recorded = append(p.recorded, e)
+		s := p.of(e.Chunk.Stream)
+		s.mark.Cut = e.Chunk.End()
+		state, ok := s.digest.(encoding.BinaryUnmarshaler)
+		if !ok {
+			return fmt.Errorf("digest of %s cannot be resumed", e.Chunk.Stream)
+		}
+		return state.UnmarshalBinary(e.Chunk.Digest)
+	case e.Fact != nil:
+		p.recorded = append(p.recorded, e)
+		p.names[e.Fact.Name] = true
+		return p.addFact(*e.Fact)
+	}
+	return nil
+}
+
+func (p *past) addFact(f journal.Fact) error {
+	fact, err := decodeFact(f)
+	if err != nil {
+		return err
+	}
+	switch d := fact.(type) {
+	case *executionv1.OutputReadFailed:
+		p.of(d.GetStream()).unread = true
+	case *executionv1.TerminationStarted:
+		if p.begun == nil {
+			p.begunAt = f.At
+		}
+		p.begun = d
+		for _, s := range d.GetSignals() {
+			p.killed = p.killed || s.GetSignal().GetName() == "KILL"
+		}
+	}
+	return nil
+}
+
+// nameOf is a fact's name, without its package.
+func nameOf(fact proto.Message) string { return string(fact.ProtoReflect().Descriptor().Name()) }
+
+func decodeFact(f journal.Fact) (proto.Message, error) {
+	full := (&executionv1.ProcessStarted{}).ProtoReflect().Descriptor().FullName().Parent().Append(protoreflect.Name(f.Name))
+	t, err := protoregistry.GlobalTypes.FindMessageByName(full)
+	if err != nil {
+		return nil, fmt.Errorf("fact %d in the journal: %w", f.Sequence, err)
+	}
+	fact := t.New().Interface()
+	if err := proto.Unmarshal(f.Payload, fact); err != nil {
+		return nil, fmt.Errorf("fact %d in the journal: %w", f.Sequence, err)
+	}
+	return fact, nil
+}
+
+// folderName is where an attempt lives below the folder of attempts, and its working directory below theirs.
+func folderName(execution string, attempt uint32) string {
+	return execution + "-" + strconv.FormatUint(uint64(attempt), 10)
+}
+
+// ended is the list of attempts that are over, as a file: a Prepared that comes again after a restart is known by it. A line
+// is an attempt's key and when it was over, in seconds since 1970.
+type ended struct{ path string }
+
+// load gives every entry that is not too old, oldest first, and writes the file anew without the others.
+func (e ended) load(age time.Duration, limit int, give func(key string, at time.Time)) error {
+	data, err := os.ReadFile(e.path)
+	if err != nil && !os.IsNotExist(err) {
+		return fmt.Errorf("read list of ended attempts: %w", err)
+	}
+	lines := strings.Split(strings.TrimSuffix(string(data), "\n"), "\n")
+	lines = lines[max(0, len(lines)-limit):]
+	var kept strings.Builder
+	for _, line := range lines {
+		key, seconds, _ := strings.Cut(line, " ")
+		n, err := strconv.ParseInt(seconds, 10, 64)
+		if at := time.Unix(n, 0); err == nil && time.Since(at) < age { // A torn line is no line.
+			give(key, at)
+			kept.WriteString(line + "\n")
+		}
+	}
+	if err := journal.WriteFile(e.path, []byte(kept.String())); err != nil {
+		return fmt.Errorf("write list of ended attempts: %w", err)
+	}
+	return nil
+}
+
+// add appends an attempt.
+func (e ended) add(key string, at time.Time) error {
+	f, err := os.OpenFile(e.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.WriteString(key + " " + strconv.FormatInt(at.Unix(), 10) + "\n")
+	return err
+}
+
+// removeFolder removes an attempt's folder so that no half of it is ever taken for an attempt: the journal goes last.
+func removeFolder(folder string) error {
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() != journalFile {
+			if err := os.RemoveAll(filepath.Join(folder, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return os.RemoveAll(folder)
+}
+
+const journalFile = "journal"

@@ -1,0 +1,178 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"verbatim.dev/events"
+	"verbatim.dev/events/kafka"
+	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
+	"verbatim.dev/services/runner/journal"
+	"verbatim.dev/services/runner/protocol"
+	"verbatim.dev/services/runner/supervisor"
+)
+
+// ErrLocked says that another runner works on the data folder, or still finishes what it has there.
+var ErrLocked = errors.New("data folder is in use by another runner")
+
+// open takes the data folder, and starts a supervisor in this process when there is no other.
+func (r *Runner) open() error {
+	r.work, r.folders = filepath.Join(r.config.DataDir, "work"), filepath.Join(r.config.DataDir, "attempts")
+	for _, folder := range []string{r.work, r.folders} {
+		if err := os.MkdirAll(folder, 0o700); err != nil {
+			return fmt.Errorf("make data folder: %w", err)
+		}
+	}
+	lock, err := os.OpenFile(filepath.Join(r.config.DataDir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("open lock: %w", err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			err = ErrLocked
+		}
+		return errors.Join(fmt.Errorf("lock %s: %w", r.config.DataDir, err), lock.Close())
+	}
+	r.lock = lock
+	r.ended = ended{filepath.Join(r.config.DataDir, "ended")}
+	err = r.ended.load(attemptAge, attemptLimit, func(key string, at time.Time) { r.known.add(key, struct{}{}, at) })
+	if err != nil {
+		return errors.Join(err, lock.Close())
+	}
+	if r.client = r.config.Supervisor; r.client != nil {
+		return nil
+	}
+	ours, theirs, err := protocol.Pair()
+	if err != nil {
+		return errors.Join(err, lock.Close())
+	}
+	conn, err := protocol.New(theirs)
+	if err != nil {
+		return errors.Join(err, ours.Close(), lock.Close())
+	}
+	r.host = supervisor.NewHost(r.config.Logger)
+	r.busyHost.Go(func() {
+		_ = r.host.Serve(conn, nil)
+		_ = conn.Close()
+	})
+	r.client = supervisor.NewClient(ours)
+	return nil
+}
+
+// close gives the data folder back. Calling it again does nothing.
+func (r *Runner) close() {
+	r.closeOnce.Do(func() {
+		if r.host != nil {
+			_ = r.client.Close()
+			r.busyHost.Wait()
+			r.host.Close()
+		}
+		_ = r.lock.Close()
+	})
+}
+
+// launchOf is what is written down before a claim.
+func (a *attempt) launchOf(m *message.Message) journal.Launch {
+	l := journal.Launch{Execution: a.work.Subject, Attempt: a.work.Attempt, Traceparent: a.work.Traceparent, At: time.Now()}
+	l.Payload, _ = proto.Marshal(a.spec) // It was decoded a moment ago.
+	if at, ok := kafka.PositionFromContext(m.Context()); ok {
+		l.Placed, l.Partition, l.Offset = true, at.Partition, at.Offset
+	}
+	return l
+}
+
+// Recover goes on with the attempts that a former worker left in the data folder. It comes before the first Handle.
+// Attempts that were claimed go on at once. For those of which that is not known the broker is asked, until the
+// context ends; they are dropped when it says no, since it brings them again.
+func (r *Runner) Recover(ctx context.Context) error {
+	entries, err := os.ReadDir(r.folders)
+	if err != nil {
+		return fmt.Errorf("read the folder of attempts: %w", err)
+	}
+	var unsure []*attempt
+	for _, e := range entries {
+		a, err := r.reopen(filepath.Join(r.folders, e.Name()))
+		switch {
+		case err != nil:
+			r.config.Logger.ErrorContext(ctx, "attempt cannot be read, it is left where it is", "folder", e.Name(), "error", err)
+		case a != nil && a.past.claimed:
+			r.adopt(a)
+		case a != nil:
+			unsure = append(unsure, a)
+		}
+	}
+	for _, a := range unsure {
+		mine, err := r.asked(ctx, a)
+		if err != nil {
+			return fmt.Errorf("ask whether attempt %s was claimed: %w", a.key, err)
+		}
+		if !mine {
+			a.log.InfoContext(ctx, "attempt was not claimed before the crash, it comes again")
+			a.forget()
+			continue
+		}
+		a.owned()
+		r.adopt(a)
+	}
+	return nil
+}
+
+func (r *Runner) asked(ctx context.Context, a *attempt) (bool, error) {
+	if r.config.Committed == nil {
+		return false, nil
+	}
+	return r.config.Committed(ctx, *a.past.launch)
+}
+
+// reopen reads an attempt's folder. No attempt and no error: there was none yet, or nothing of it is left.
+func (r *Runner) reopen(folder string) (*attempt, error) {
+	j, list, err := journal.Open(filepath.Join(folder, journalFile))
+	if err != nil {
+		return nil, err
+	}
+	p, err := fold(list)
+	if err != nil {
+		return nil, errors.Join(err, j.Close())
+	}
+	if p.launch == nil {
+		return nil, errors.Join(j.Close(), removeFolder(folder))
+	}
+	spec := &executionv1.Prepared{}
+	if err := proto.Unmarshal(p.launch.Payload, spec); err != nil {
+		return nil, errors.Join(fmt.Errorf("decode launch spec: %w", err), j.Close())
+	}
+	work := events.Event{Subject: p.launch.Execution, Attempt: p.launch.Attempt, Traceparent: p.launch.Traceparent}
+	a := newAttempt(r, work, spec)
+	a.past, a.journal = p, j
+	return a, nil
+}
+
+// adopt lets an attempt go on.
+func (r *Runner) adopt(a *attempt) {
+	r.mu.Lock()
+	select {
+	case r.slots <- struct{}{}:
+		a.hasSlot = true
+	default: // More than there are slots now: it runs all the same.
+	}
+	if c, ok := r.cancels.get(a.work.Subject, time.Now()); ok {
+		a.cancel(c)
+	}
+	r.known.add(a.key, struct{}{}, time.Now())
+	r.attempts[a.key] = a
+	a.claimed = true
+	r.busy.Add(1)
+	r.metrics.running.Inc()
+	r.mu.Unlock()
+	a.log.Info("attempt goes on after a restart", "facts", a.past.acked)
+	go r.run(a)
+}

@@ -1,0 +1,62 @@
+package supervisor
+
+import (
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// reap makes this process the parent of every orphan below it, and reaps them: a process of an execution may leave
+// children behind, and as PID 1 of a container there is nobody else to do it. Children of our own (the worker, the
+// processes) are never touched: their numbers have to stay theirs.
+func (r *run) reap() (stop func()) {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		r.Logger.Warn("orphans go to another parent", "error", err)
+	}
+	signals, done, over := make(chan os.Signal, 1), make(chan struct{}), make(chan struct{})
+	signal.Notify(signals, unix.SIGCHLD)
+	go func() {
+		defer close(over)
+		for {
+			select {
+			case <-signals:
+				r.host.reapOrphans()
+			case <-done:
+				r.host.reapOrphans()
+				return
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(signals)
+		close(done)
+		<-over
+	}
+}
+
+// reapOrphans reaps every zombie among our children that is not ours to keep. Who forks holds the lock until the
+// child is entered.
+func (h *Host) reapOrphans() {
+	lists, err := filepath.Glob("/proc/self/task/*/children") // proc_tid_children(5)
+	if err != nil {
+		return
+	}
+	h.forking.Lock()
+	defer h.forking.Unlock()
+	for _, list := range lists {
+		text, err := os.ReadFile(list)
+		if err != nil {
+			continue // The thread has ended; its children are another's now, and come with the next signal.
+		}
+		for _, word := range strings.Fields(string(text)) {
+			if pid, err := strconv.Atoi(word); err == nil && !h.owns(pid) {
+				_, _ = syscall.Wait4(pid, nil, syscall.WNOHANG, nil)
+			}
+		}
+	}
+}

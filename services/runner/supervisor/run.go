@@ -1,0 +1,192 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"syscall"
+	"time"
+
+	"verbatim.dev/services/runner/protocol"
+)
+
+// Config says what a supervisor does.
+type Config struct {
+	// Program is the worker's file, Worker its command line, Environment its environment. It finds its socket as
+	// descriptor WorkerSocket.
+	Program     string
+	Worker      []string
+	Environment []string
+	// Stderr is where the worker writes its log. Its standard output goes there too.
+	Stderr *os.File
+	// StopTime bounds how long a worker may take to stop; then it is killed, which loses nothing.
+	StopTime time.Duration
+	// Ready, if not nil, is called each time a worker takes work.
+	Ready func()
+	// Orphaned, if not nil, is closed when whoever started the supervisor is gone, and most likely the broker with it: what runs
+	// is ended, and nobody waits for its facts to be published. They are, when the runner starts again.
+	Orphaned <-chan struct{}
+	Logger   *slog.Logger
+}
+
+// WorkerSocket is the number of the worker's end of the socket.
+const WorkerSocket = 3
+
+// How long a worker's death is waited for before the next one starts: doubled each time, from the first to the last,
+// and back to the first when one was ready.
+const firstPause, lastPause = 100 * time.Millisecond, 5 * time.Second
+
+// WorkerError is how a worker ended that never took work and left nothing to look after: a wrong configuration, or no
+// broker there. Starting it again would only say the same again.
+type WorkerError struct{ Code int }
+
+func (e *WorkerError) Error() string { return fmt.Sprintf("worker ended with exit code %d", e.Code) }
+
+// run is one supervisor.
+type run struct {
+	Config
+	host  *Host
+	ready bool // Some worker was.
+}
+
+// Run supervises until the context ends; then it lets the worker stop, and ends what is left.
+func Run(ctx context.Context, c Config) error {
+	r := &run{Config: c, host: NewHost(c.Logger)}
+	stopReaping := r.reap()
+	defer stopReaping()
+	defer r.host.Close()
+	pause := firstPause
+	for {
+		became, err := r.worker(ctx)
+		if became {
+			pause, r.ready = firstPause, true
+		}
+		var failed *WorkerError
+		switch {
+		case err == nil:
+			return nil
+		case errors.As(err, &failed) && !r.ready && r.host.count() == 0:
+			return err
+		}
+		c.Logger.WarnContext(ctx, "worker ended, another one is started", "error", err, "wait", pause)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			if r.host.count() == 0 {
+				return nil // The spool keeps what is not published.
+			}
+		}
+		pause = min(2*pause, lastPause)
+	}
+}
+
+func (h *Host) count() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.held)
+}
+
+// worker runs one worker to its end. No error: it was told to stop and did.
+func (r *run) worker(ctx context.Context) (ready bool, err error) {
+	conn, theirs, err := protocol.Pair()
+	if err != nil {
+		return false, err
+	}
+	defer conn.Close()
+	command := exec.Command(r.Program)
+	command.Args = r.Worker
+	command.Env, command.Stdout, command.Stderr = r.Environment, r.Stderr, r.Stderr
+	command.ExtraFiles = []*os.File{theirs}
+	// A signal to the supervisor's group is the supervisor's affair.
+	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	r.host.forking.RLock()
+	err = command.Start()
+	if err == nil {
+		r.host.setWorkerPID(command.Process.Pid)
+	}
+	r.host.forking.RUnlock()
+	_ = theirs.Close()
+	if err != nil {
+		return false, fmt.Errorf("start worker: %w", err)
+	}
+	up := make(chan struct{}, 1)
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = r.host.Serve(conn, func() {
+			select {
+			case up <- struct{}{}:
+			default:
+			}
+			if r.Ready != nil {
+				r.Ready()
+			}
+		})
+	}()
+	ended := make(chan error, 1)
+	go func() { ended <- command.Wait() }()
+	err = r.follow(ctx, command.Process, ended)
+	r.host.setWorkerPID(0)
+	_ = conn.Close()
+	<-served
+	select {
+	case <-up:
+		ready = true
+	default:
+	}
+	return ready, err
+}
+
+// follow waits for a worker's end, and brings it about when it is time.
+func (r *run) follow(ctx context.Context, p *os.Process, ended <-chan error) error {
+	stop, orphaned := ctx.Done(), r.Orphaned
+	var late <-chan time.Time
+	var idle <-chan struct{}
+	stopping := false
+	begin := func() {
+		if !stopping {
+			stopping, late = true, time.After(r.StopTime)
+			_ = p.Signal(syscall.SIGTERM) // It may have ended.
+		}
+	}
+	for {
+		select {
+		case err := <-ended:
+			if stopping && (err == nil || r.host.count() == 0) {
+				return nil
+			}
+			return describe(err)
+		case <-stop:
+			stop = nil
+			begin()
+		case <-orphaned:
+			orphaned = nil
+			begin()
+			idle = r.host.Idle()
+		case <-idle: // Everything is in the spool.
+			idle = nil
+			_ = p.Kill()
+		case <-late:
+			late = nil
+			r.Logger.WarnContext(ctx, "worker does not stop in time and is killed; what it has not published is kept")
+			_ = p.Kill()
+		}
+	}
+}
+
+func describe(err error) error {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Exited() {
+			return &WorkerError{Code: status.ExitStatus()}
+		}
+		return fmt.Errorf("worker was killed: %w", err)
+	}
+	if err == nil {
+		return &WorkerError{}
+	}
+	return err
+}
