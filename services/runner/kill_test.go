@@ -414,7 +414,7 @@ func TestKillLoop(t *testing.T) {
 	}
 	killed, last := 0, 0
 	for deadline := time.Now().Add(2 * patience); killed < kills && time.Now().Before(deadline); {
-		<-time.After(time.Duration(20+rand.IntN(180)) * time.Millisecond)
+		<-time.After(time.Duration(20+rand.IntN(480)) * time.Millisecond)
 		if pid := s.worker(); pid != 0 && pid != last {
 			last = pid
 			if syscall.Kill(pid, syscall.SIGKILL) == nil {

@@ -108,6 +108,9 @@ func openStore(ctx context.Context, b Base, dsn string) (*clickhouse.Store, erro
 	return store, nil
 }
 
+// Runner returns the runner and its supervisor in this process: what runs ends with it.
+func Runner(b Base, c runner.Config) lifecycle.Service { return runnerNode(b, c) }
+
 // runnerNode returns the runner.
 func runnerNode(b Base, c runner.Config) *node {
 	n := &node{Base: b, name: "runner"}
