@@ -274,6 +274,27 @@ func (a *Admin) partitions(ctx context.Context, topic string) (int, error) {
 // CommittedOffsets returns, per partition, the offset the service's group will go on from; partitions without
 // a commit are left out.
 func (a *Admin) CommittedOffsets(ctx context.Context, group, topic string) (map[int]int64, error) {
+	commits, err := a.Commits(ctx, group, topic)
+	if err != nil {
+		return nil, err
+	}
+	offsets := make(map[int]int64, len(commits))
+	for partition, c := range commits {
+		offsets[partition] = c.Offset
+	}
+	return offsets, nil
+}
+
+// Commit is what a group last committed for a partition.
+type Commit struct {
+	// Offset is what the group will go on from.
+	Offset int64
+	// Metadata is SubscriberOptions.CommitMetadata of who committed.
+	Metadata string
+}
+
+// Commits returns the last commit per partition; partitions without one are left out.
+func (a *Admin) Commits(ctx context.Context, group, topic string) (map[int]Commit, error) {
 	wire := a.config.wireTopic(topic)
 	n, err := a.partitions(ctx, topic)
 	if err != nil {
@@ -290,19 +311,19 @@ func (a *Admin) CommittedOffsets(ctx context.Context, group, topic string) (map[
 		err = res.Error
 	}
 	if errors.Is(err, kafkago.GroupIdNotFound) {
-		return map[int]int64{}, nil // what Kafka tells with -1 for every partition
+		return map[int]Commit{}, nil // what Kafka tells with -1 for every partition
 	}
 	if err != nil {
 		return nil, fmt.Errorf("committed offsets of %s: %w", GroupID(group, topic), err)
 	}
-	offsets := map[int]int64{}
+	commits := map[int]Commit{}
 	for _, p := range res.Topics[wire] {
 		if p.Error != nil {
 			return nil, fmt.Errorf("committed offsets of %s/%d: %w", GroupID(group, topic), p.Partition, p.Error)
 		}
 		if p.CommittedOffset >= 0 {
-			offsets[p.Partition] = p.CommittedOffset
+			commits[p.Partition] = Commit{Offset: p.CommittedOffset, Metadata: p.Metadata}
 		}
 	}
-	return offsets, nil
+	return commits, nil
 }

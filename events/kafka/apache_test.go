@@ -77,3 +77,20 @@ func TestApacheAppendTime(t *testing.T) {
 		}
 	}
 }
+
+// TestApacheCommitMetadata: a claim says who made it.
+func TestApacheCommitMetadata(t *testing.T) {
+	c := apache(t).Config
+	topic := fmt.Sprintf("metadata-%d", time.Now().UnixNano())
+	if err := kafka.EnsureTopics(t.Context(), c, []kafka.Topic{{Name: topic, Partitions: 1}}); err != nil {
+		t.Fatal(err)
+	}
+	fill(t, c, topic, 2)
+	m := receive(t, subscribe(t, subscriber(t, c, kafka.SubscriberOptions{Group: topic, CommitMetadata: "r1"}), topic))
+	if err := kafka.CommitSync(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	if got := commits(t, c, topic, topic)[0]; got != (kafka.Commit{Offset: 1, Metadata: "r1"}) {
+		t.Errorf("committed %+v", got)
+	}
+}

@@ -18,6 +18,9 @@ const (
 	DefaultSessionTimeout = 10 * time.Second
 )
 
+// maxCommitMetadata is the default of Kafka's offset.metadata.max.bytes.
+const maxCommitMetadata = 4096
+
 // SubscriberOptions tune a Subscriber; the zero value of all but Group takes the defaults.
 type SubscriberOptions struct {
 	// Group is the service's name; the consumer group of a topic is GroupID(Group, topic).
@@ -37,6 +40,8 @@ type SubscriberOptions struct {
 	NackDelay time.Duration
 	// CommitInterval is how long acknowledged offsets are collected before they are committed.
 	CommitInterval time.Duration
+	// CommitMetadata is stored beside every offset committed, see Admin.Commits: who committed it, for example.
+	CommitMetadata string
 	// DrainTimeout is how long Close, or the end of Subscribe's context, waits for messages in flight.
 	DrainTimeout time.Duration
 	// SessionTimeout is how long the group waits for a silent member before it gives its partitions
@@ -66,6 +71,9 @@ func (o SubscriberOptions) validate() error {
 	var errs []error
 	if o.Group == "" {
 		errs = append(errs, errors.New("group: is empty"))
+	}
+	if len(o.CommitMetadata) > maxCommitMetadata {
+		errs = append(errs, fmt.Errorf("commit metadata: has %d bytes, the limit is %d", len(o.CommitMetadata), maxCommitMetadata))
 	}
 	for name, v := range map[string]int64{
 		"max in flight": int64(o.MaxInFlight), "nack delay": int64(o.NackDelay), "commit interval": int64(o.CommitInterval),

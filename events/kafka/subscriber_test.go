@@ -48,16 +48,25 @@ func ids(messages []*message.Message) string {
 
 func committed(t testing.TB, c kafka.Config, group, topic string) map[int]int64 {
 	t.Helper()
+	offsets := map[int]int64{}
+	for partition, c := range commits(t, c, group, topic) {
+		offsets[partition] = c.Offset
+	}
+	return offsets
+}
+
+func commits(t testing.TB, c kafka.Config, group, topic string) map[int]kafka.Commit {
+	t.Helper()
 	a, err := kafka.NewAdmin(c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer a.Close()
-	offsets, err := a.CommittedOffsets(context.Background(), group, topic)
+	all, err := a.Commits(context.Background(), group, topic)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return offsets
+	return all
 }
 
 func silent(t testing.TB, messages <-chan *message.Message) {
@@ -195,110 +204,126 @@ func TestLostPartitionIsCancelledAndNeverCommitted(t *testing.T) {
 	}
 }
 
+// signed runs a test without and with SubscriberOptions.CommitMetadata: the commits are two requests.
+func signed(t *testing.T, test func(t *testing.T, signature string)) {
+	for _, signature := range []string{"", "somebody"} {
+		t.Run("signature="+signature, func(t *testing.T) {
+			t.Parallel()
+			test(t, signature)
+		})
+	}
+}
+
 func TestClaim(t *testing.T) {
 	t.Parallel()
-	b := startBroker(t)
-	topic := b.topic(t, 1)
-	fill(t, b.config(), topic, 4)
-	s := subscriber(t, b.config(), kafka.SubscriberOptions{Group: "g", MaxInFlight: 3, CommitInterval: time.Hour, DrainTimeout: time.Millisecond})
-	messages := subscribe(t, s, topic)
-	m := take(t, messages, 3)
-	claimed := make(chan error, 1)
-	go func() { claimed <- kafka.CommitSync(context.Background(), m[1]) }()
-	short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	if err := kafka.CommitSync(short, m[2]); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("with 0 not acknowledged: %v", err)
-	}
-	select {
-	case err := <-claimed:
-		t.Fatalf("claimed with 0 not acknowledged: %v", err)
-	default:
-	}
-	m[0].Ack()
-	if err := <-claimed; err != nil {
-		t.Fatal(err)
-	}
-	if got := committed(t, b.config(), "g", topic)[0]; got != 2 {
-		t.Errorf("committed %d", got)
-	}
-	if !kafka.Claimed(m[1]) || kafka.Claimed(m[2]) {
-		t.Error("Claimed is wrong")
-	}
-	if ended(m[1]) {
-		t.Error("context of the claimed message ended")
-	}
-	if next := receive(t, messages); next.UUID != "3" {
-		t.Errorf("then came %s", next.UUID)
-	}
-	m[1].Nack() // changes nothing
-	eventually(t, "context ends with the answer", func() bool { return ended(m[1]) })
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := kafka.CommitSync(t.Context(), m[2]); !errors.Is(err, kafka.ErrLost) {
-		t.Errorf("after Close: %v", err)
-	}
-	again := subscribe(t, subscriber(t, b.config(), kafka.SubscriberOptions{Group: "g"}), topic)
-	if m := receive(t, again); m.UUID != "2" {
-		t.Errorf("goes on with %s", m.UUID)
-	}
-	if err := kafka.CommitSync(t.Context(), message.NewMessage("x", nil)); err == nil {
-		t.Error("claimed a message from nowhere")
-	}
+	signed(t, func(t *testing.T, signature string) {
+		b := startBroker(t)
+		topic := b.topic(t, 1)
+		fill(t, b.config(), topic, 4)
+		s := subscriber(t, b.config(), kafka.SubscriberOptions{Group: "g", MaxInFlight: 3, CommitInterval: time.Hour, DrainTimeout: time.Millisecond, CommitMetadata: signature})
+		messages := subscribe(t, s, topic)
+		m := take(t, messages, 3)
+		claimed := make(chan error, 1)
+		go func() { claimed <- kafka.CommitSync(context.Background(), m[1]) }()
+		short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		if err := kafka.CommitSync(short, m[2]); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("with 0 not acknowledged: %v", err)
+		}
+		select {
+		case err := <-claimed:
+			t.Fatalf("claimed with 0 not acknowledged: %v", err)
+		default:
+		}
+		m[0].Ack()
+		if err := <-claimed; err != nil {
+			t.Fatal(err)
+		}
+		if got := commits(t, b.config(), "g", topic)[0]; got != (kafka.Commit{Offset: 2, Metadata: signature}) {
+			t.Errorf("committed %+v", got)
+		}
+		if !kafka.Claimed(m[1]) || kafka.Claimed(m[2]) {
+			t.Error("Claimed is wrong")
+		}
+		if ended(m[1]) {
+			t.Error("context of the claimed message ended")
+		}
+		if next := receive(t, messages); next.UUID != "3" {
+			t.Errorf("then came %s", next.UUID)
+		}
+		m[1].Nack() // changes nothing
+		eventually(t, "context ends with the answer", func() bool { return ended(m[1]) })
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := kafka.CommitSync(t.Context(), m[2]); !errors.Is(err, kafka.ErrLost) {
+			t.Errorf("after Close: %v", err)
+		}
+		again := subscribe(t, subscriber(t, b.config(), kafka.SubscriberOptions{Group: "g"}), topic)
+		if m := receive(t, again); m.UUID != "2" {
+			t.Errorf("goes on with %s", m.UUID)
+		}
+		if err := kafka.CommitSync(t.Context(), message.NewMessage("x", nil)); err == nil {
+			t.Error("claimed a message from nowhere")
+		}
+	})
 }
 
 func TestClaimFailsWithTheBroker(t *testing.T) {
 	t.Parallel()
-	b := startBroker(t)
-	topic := b.topic(t, 1)
-	fill(t, b.config(), topic, 1)
-	messages := subscribe(t, subscriber(t, b.config(), kafka.SubscriberOptions{Group: "g"}), topic)
-	m := receive(t, messages)
-	b.stop()
-	if err := kafka.CommitSync(t.Context(), m); err == nil {
-		t.Fatal("claimed without a broker")
-	}
-	if kafka.Claimed(m) {
-		t.Error("counts as claimed")
-	}
-	b.start()
-	m = receive(t, messages)
-	if err := kafka.CommitSync(t.Context(), m); err != nil {
-		t.Fatalf("after the restart: %v", err)
-	}
-	if got := committed(t, b.config(), "g", topic)[0]; got != 1 {
-		t.Errorf("committed %d", got)
-	}
+	signed(t, func(t *testing.T, signature string) {
+		b := startBroker(t)
+		topic := b.topic(t, 1)
+		fill(t, b.config(), topic, 1)
+		messages := subscribe(t, subscriber(t, b.config(), kafka.SubscriberOptions{Group: "g", CommitMetadata: signature}), topic)
+		m := receive(t, messages)
+		b.stop()
+		if err := kafka.CommitSync(t.Context(), m); err == nil {
+			t.Fatal("claimed without a broker")
+		}
+		if kafka.Claimed(m) {
+			t.Error("counts as claimed")
+		}
+		b.start()
+		m = receive(t, messages)
+		if err := kafka.CommitSync(t.Context(), m); err != nil {
+			t.Fatalf("after the restart: %v", err)
+		}
+		if got := committed(t, b.config(), "g", topic)[0]; got != 1 {
+			t.Errorf("committed %d", got)
+		}
+	})
 }
 
 func TestClaimIsRefusedWhenAnotherOwnsThePartition(t *testing.T) {
 	t.Parallel()
-	b := startBroker(t)
-	topic := b.topic(t, 1)
-	fill(t, b.config(), topic, 1)
-	messages := subscribe(t, subscriber(t, b.config(), kafka.SubscriberOptions{Group: "g"}), topic)
-	m := receive(t, messages)
-	// The group has moved on, and this member does not know it yet.
-	b.cluster.ControlKey(int16(kmsg.OffsetCommit), func(r kmsg.Request) (kmsg.Response, error, bool) {
-		b.cluster.KeepControl()
-		req := r.(*kmsg.OffsetCommitRequest)
-		res := req.ResponseKind().(*kmsg.OffsetCommitResponse)
-		for _, t := range req.Topics {
-			rt := kmsg.NewOffsetCommitResponseTopic()
-			rt.Topic = t.Topic
-			for _, p := range t.Partitions {
-				rp := kmsg.NewOffsetCommitResponseTopicPartition()
-				rp.Partition, rp.ErrorCode = p.Partition, 22 // ILLEGAL_GENERATION
-				rt.Partitions = append(rt.Partitions, rp)
+	signed(t, func(t *testing.T, signature string) {
+		b := startBroker(t)
+		topic := b.topic(t, 1)
+		fill(t, b.config(), topic, 1)
+		messages := subscribe(t, subscriber(t, b.config(), kafka.SubscriberOptions{Group: "g", CommitMetadata: signature}), topic)
+		m := receive(t, messages)
+		// The group has moved on, and this member does not know it yet.
+		b.cluster.ControlKey(int16(kmsg.OffsetCommit), func(r kmsg.Request) (kmsg.Response, error, bool) {
+			b.cluster.KeepControl()
+			req := r.(*kmsg.OffsetCommitRequest)
+			res := req.ResponseKind().(*kmsg.OffsetCommitResponse)
+			for _, t := range req.Topics {
+				rt := kmsg.NewOffsetCommitResponseTopic()
+				rt.Topic = t.Topic
+				for _, p := range t.Partitions {
+					rp := kmsg.NewOffsetCommitResponseTopicPartition()
+					rp.Partition, rp.ErrorCode = p.Partition, 22 // ILLEGAL_GENERATION
+					rt.Partitions = append(rt.Partitions, rp)
+				}
+				res.Topics = append(res.Topics, rt)
 			}
-			res.Topics = append(res.Topics, rt)
+			return res, nil, true
+		})
+		if err := kafka.CommitSync(t.Context(), m); err == nil || kafka.Claimed(m) {
+			t.Errorf("claimed: %v", err)
 		}
-		return res, nil, true
 	})
-	if err := kafka.CommitSync(t.Context(), m); err == nil || kafka.Claimed(m) {
-		t.Errorf("claimed: %v", err)
-	}
 }
 
 func TestBrokerRestartsInTheMiddle(t *testing.T) {

@@ -129,7 +129,7 @@ func (s *subscription) generation(owned context.Context, gen *kafkago.Generation
 	}
 	var wg sync.WaitGroup
 	for _, a := range assigned {
-		p := newPartition(s, &commits{gen: gen, topic: s.subscriber.config.wireTopic(s.topic)}, a)
+		p := newPartition(s, &commits{subscriber: s.subscriber, gen: gen, topic: s.subscriber.config.wireTopic(s.topic)}, a)
 		wg.Go(func() { p.run(owned) })
 	}
 	wg.Wait()
@@ -156,14 +156,40 @@ type committer interface {
 
 // commits is a committer for one generation: once the group has moved on, the coordinator refuses.
 type commits struct {
-	gen   *kafkago.Generation
-	topic string
+	subscriber *Subscriber
+	gen        *kafkago.Generation
+	topic      string // on the wire
 }
 
 func (c *commits) commit(partition int, offset int64) error {
-	err := c.gen.CommitOffsets(map[string]map[int]int64{c.topic: {partition: offset}})
+	var err error
+	if c.subscriber.options.CommitMetadata == "" {
+		err = c.gen.CommitOffsets(map[string]map[int]int64{c.topic: {partition: offset}})
+	} else {
+		err = c.signed(partition, offset)
+	}
 	if err != nil {
 		return fmt.Errorf("commit offset %d: %w", offset, err)
 	}
 	return nil
+}
+
+// signed commits with metadata, which a Generation does not know of.
+func (c *commits) signed(partition int, offset int64) error {
+	ctx, cancel := context.WithTimeout(context.Background(), coordinatorTimeout)
+	defer cancel()
+	res, err := c.subscriber.link.client.OffsetCommit(ctx, &kafkago.OffsetCommitRequest{
+		GroupID: c.gen.GroupID, GenerationID: int(c.gen.ID), MemberID: c.gen.MemberID, Topics: map[string][]kafkago.OffsetCommit{
+			c.topic: {{Partition: partition, Offset: offset, Metadata: c.subscriber.options.CommitMetadata}},
+		},
+	})
+	if err != nil {
+		return err
+	}
+	for _, p := range res.Topics[c.topic] {
+		if p.Partition == partition {
+			return p.Error
+		}
+	}
+	return errors.New("the coordinator did not answer for the partition")
 }

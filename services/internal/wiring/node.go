@@ -57,7 +57,9 @@ type consumer struct {
 	// inFlight bounds the unacknowledged messages of a partition, fetchBytes the bytes fetched for it.
 	inFlight   int
 	fetchBytes int
-	handle     message.NoPublishHandlerFunc
+	// signature is stored beside the offsets committed.
+	signature string
+	handle    message.NoPublishHandlerFunc
 }
 
 // Topics are the topics as the transport takes them.
@@ -105,7 +107,7 @@ func (n *node) start(ctx context.Context) error {
 	}
 	for _, c := range consumers {
 		s, err := kafka.NewSubscriber(n.Kafka, kafka.SubscriberOptions{
-			Group: n.name, MaxInFlight: c.inFlight, FetchBytes: c.fetchBytes,
+			Group: n.name, MaxInFlight: c.inFlight, FetchBytes: c.fetchBytes, CommitMetadata: c.signature,
 			OnAlarm: func(topic string, partition int, err error) {
 				n.Logger.ErrorContext(ctx, "partition stands still", "topic", topic, "partition", partition, "error", err)
 			},

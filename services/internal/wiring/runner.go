@@ -79,8 +79,8 @@ func openRunner(ctx context.Context, b Base, c runner.Config, p *kafka.Publisher
 }
 
 // committed asks the broker whether a claim of which the answer was lost is this runner's. That the group has passed the
-// message says that somebody claimed it. It was another runner when the log has a fact of another one about the attempt:
-// who claims starts at once.
+// message says that somebody claimed it; runners sign what they commit. When the group has gone on since, the signature
+// is another message's: then it was another runner when the log has a fact of another one about the attempt.
 func committed(b Base, id string) func(context.Context, journal.Launch) (bool, error) {
 	return func(ctx context.Context, l journal.Launch) (bool, error) {
 		if !l.Placed {
@@ -91,9 +91,13 @@ func committed(b Base, id string) func(context.Context, journal.Launch) (bool, e
 			return false, err
 		}
 		defer admin.Close()
-		offsets, err := admin.CommittedOffsets(ctx, "runner", events.TopicWork)
-		if err != nil || offsets[l.Partition] <= l.Offset {
+		commits, err := admin.Commits(ctx, "runner", events.TopicWork)
+		last := commits[l.Partition]
+		if err != nil || last.Offset <= l.Offset {
 			return false, err
+		}
+		if last.Offset == l.Offset+1 && last.Metadata != "" {
+			return last.Metadata == id, nil
 		}
 		other, err := otherRunner(ctx, b, admin, "/verbatim/runner/"+id, l)
 		return !other, err

@@ -132,7 +132,7 @@ func runnerNode(b Base, c runner.Config) *node {
 			err := r.Stop(ctx)
 			return errors.Join(err, control.stop())
 		}
-		return []consumer{{topic: events.TopicWork, inFlight: 1, fetchBytes: sinkFetchBytes, handle: r.Handle}}, nil
+		return []consumer{{topic: events.TopicWork, inFlight: 1, fetchBytes: sinkFetchBytes, signature: c.ID, handle: r.Handle}}, nil
 	}
 	return n
 }
