@@ -27,6 +27,7 @@ const (
 	TypeOutputSealed       = "dev.verbatim.execution.OutputSealed.v1"
 	TypeOutputRecorded     = "dev.verbatim.execution.OutputRecorded.v1"
 	TypeRunnerLost         = "dev.verbatim.execution.RunnerLost.v1"
+	TypeStdinPart          = "dev.verbatim.execution.StdinPart.v1"
 	TypeRunnerHeartbeat    = "dev.verbatim.execution.RunnerHeartbeat.v1"
 )
 
@@ -38,7 +39,7 @@ var registry = []proto.Message{
 	(*executionv1.OutputChunk)(nil), (*executionv1.StdinWriteFailed)(nil), (*executionv1.OutputReadFailed)(nil),
 	(*executionv1.TerminationStarted)(nil), (*executionv1.ProcessExited)(nil), (*executionv1.WaitFailed)(nil),
 	(*executionv1.OutputSealed)(nil), (*executionv1.OutputRecorded)(nil),
-	(*executionv1.RunnerLost)(nil), (*executionv1.RunnerHeartbeat)(nil),
+	(*executionv1.RunnerLost)(nil), (*executionv1.StdinPart)(nil), (*executionv1.RunnerHeartbeat)(nil),
 }
 
 var byType = func() map[string]protoreflect.MessageType {
@@ -110,6 +111,13 @@ func validatePayload(e Event) error {
 		case end < d.GetOffset():
 			return fmt.Errorf("OutputChunk.offset %d plus its length passes 2^64", d.GetOffset())
 		}
+	case *executionv1.StdinPart:
+		switch end := d.GetOffset() + uint64(len(d.GetData())); {
+		case len(d.GetData()) == 0 || len(d.GetData()) > MaxChunkBytes:
+			return fmt.Errorf("StdinPart.data has %d bytes, 1 to %d are allowed", len(d.GetData()), MaxChunkBytes)
+		case end < d.GetOffset() || end > MaxStdinBytes:
+			return fmt.Errorf("StdinPart.offset %d is past the %d bytes that a standard input may have", d.GetOffset(), MaxStdinBytes)
+		}
 	case *executionv1.OutputSealed:
 		for _, s := range d.GetStreams() {
 			if err := validateSeal(s); err != nil {
@@ -118,9 +126,9 @@ func validatePayload(e Event) error {
 		}
 	}
 	switch {
-	case e.Type == TypeExecutionRequested || e.Type == TypeCancelRequested:
+	case e.Type == TypeExecutionRequested || e.Type == TypeCancelRequested || e.Type == TypeStdinPart:
 		if e.Attempt != 0 {
-			return fmt.Errorf("%s has attempt %d, it belongs to the execution: attempt 0", e.Type, e.Attempt)
+			return fmt.Errorf("%s has attempt %d, it belongs to no attempt: 0", e.Type, e.Attempt)
 		}
 	case e.Type != TypeRunnerHeartbeat && e.Attempt == 0:
 		return fmt.Errorf("%s has no attempt, attempts count from 1", e.Type)

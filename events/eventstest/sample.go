@@ -76,8 +76,17 @@ func Samples() []events.Event {
 			Stream: executionv1.Stream_STREAM_STDOUT, Uri: "file:///var/lib/verbatim/stdout.log", SizeBytes: 6, Sha256: digest[:],
 		}}}),
 		must(recorder, 1, 2, &executionv1.RunnerLost{Runner: "r1", SilentSince: at, LastSequence: 9}),
+		stdinPart(),
 		heartbeat(at),
 	}
+}
+
+func stdinPart() events.Event {
+	e, err := events.Producer{Name: "gateway", Source: "/verbatim/gateway"}.Event(ExecutionID, 0, 1, Time, &executionv1.StdinPart{Offset: 1 << 20, Data: Binary})
+	if err != nil {
+		panic(err)
+	}
+	return e
 }
 
 func heartbeat(at *timestamppb.Timestamp) events.Event {

@@ -107,7 +107,9 @@ func (s *Store) streamQuery(ctx context.Context, id string, attempt uint32, stre
 func attemptTypes() []string {
 	var types []string
 	for _, t := range events.Types() {
-		if t != events.TypeExecutionRequested && t != events.TypeCancelRequested && t != events.TypeRunnerHeartbeat {
+		switch t {
+		case events.TypeExecutionRequested, events.TypeCancelRequested, events.TypeStdinPart, events.TypeRunnerHeartbeat:
+		default:
 			types = append(types, t)
 		}
 	}

@@ -102,12 +102,12 @@ func (c *runCommand) readStdin(own io.Reader) ([]byte, error) {
 		defer f.Close()
 		in = f
 	}
-	stdin, err := io.ReadAll(io.LimitReader(in, events.MaxStdinBytes+1))
+	stdin, err := io.ReadAll(io.LimitReader(in, events.MaxInlineStdinBytes+1))
 	if err != nil {
 		return nil, fmt.Errorf("read stdin: %w", err)
 	}
-	if len(stdin) > events.MaxStdinBytes {
-		return nil, usageError{fmt.Errorf("stdin is larger than %d MiB, which is the most a request carries: let the process read a file", events.MaxStdinBytes>>20)}
+	if len(stdin) > events.MaxInlineStdinBytes {
+		return nil, usageError{fmt.Errorf("stdin is larger than %d MiB, which is the most a request carries: let the process read a file", events.MaxInlineStdinBytes>>20)}
 	}
 	return stdin, nil
 }

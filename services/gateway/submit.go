@@ -28,7 +28,7 @@ import (
 // it, must fit into one record of Kafka.
 const (
 	maxRequestBytes = events.MaxRecordBytes - 512<<10
-	maxStdinBytes   = events.MaxStdinBytes
+	maxStdinBytes   = events.MaxInlineStdinBytes
 	maxLabels       = 64
 	maxLabelName    = 63
 	maxLabelValue   = 256

@@ -144,9 +144,16 @@ func prepare(r *executionv1.ExecutionRequested, requestedAt time.Time) (*executi
 			return fail(invalid, "environment variable %q cannot be set: a name is not empty and holds no '=', and neither name nor value a NUL byte", name)
 		}
 	}
+	switch given := r.GetStdinUpload() != nil; {
+	case given && len(r.GetStdin()) > 0:
+		return fail(invalid, "the request has both stdin and an upload for it")
+	case len(r.GetSecrets()) > 0 && (given || len(r.GetStdin()) > 0):
+		return fail(invalid, "the request has both secrets and stdin: secrets reach the process on its standard input")
+	}
 	return &executionv1.Prepared{
 		Argv: argv, Environment: command.GetEnvironment(), Directory: command.GetDirectory(), Stdin: r.GetStdin(),
 		Timeout: r.GetTimeout(), Grace: r.GetGrace(), Labels: r.GetLabels(),
 		RequestedAt: timestamppb.New(requestedAt), RequestedBy: r.GetRequestedBy(),
+		Secrets: r.GetSecrets(), StdinUpload: r.GetStdinUpload(),
 	}, nil
 }

@@ -38,6 +38,10 @@ const (
 	StartFailureReason_START_FAILURE_REASON_RESOURCES StartFailureReason = 4
 	// A cancel came before the start.
 	StartFailureReason_START_FAILURE_REASON_CANCELLED StartFailureReason = 5
+	// A secret cannot be decrypted with this runner's key, or is broken.
+	StartFailureReason_START_FAILURE_REASON_SECRET StartFailureReason = 6
+	// The uploaded standard input is no more in the log, or is not what the request says.
+	StartFailureReason_START_FAILURE_REASON_STDIN StartFailureReason = 7
 )
 
 // Enum value maps for StartFailureReason.
@@ -49,6 +53,8 @@ var (
 		3: "START_FAILURE_REASON_DIRECTORY",
 		4: "START_FAILURE_REASON_RESOURCES",
 		5: "START_FAILURE_REASON_CANCELLED",
+		6: "START_FAILURE_REASON_SECRET",
+		7: "START_FAILURE_REASON_STDIN",
 	}
 	StartFailureReason_value = map[string]int32{
 		"START_FAILURE_REASON_UNSPECIFIED":            0,
@@ -57,6 +63,8 @@ var (
 		"START_FAILURE_REASON_DIRECTORY":              3,
 		"START_FAILURE_REASON_RESOURCES":              4,
 		"START_FAILURE_REASON_CANCELLED":              5,
+		"START_FAILURE_REASON_SECRET":                 6,
+		"START_FAILURE_REASON_STDIN":                  7,
 	}
 )
 
@@ -938,13 +946,19 @@ func (x *RunnerLost) GetLastSequence() uint64 {
 
 // RunnerHeartbeat says that a runner lives and what it runs.
 type RunnerHeartbeat struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Runner        string                 `protobuf:"bytes,1,opt,name=runner,proto3" json:"runner,omitempty"`
-	Host          string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
-	Slots         uint32                 `protobuf:"varint,3,opt,name=slots,proto3" json:"slots,omitempty"`
-	Running       []*RunningAttempt      `protobuf:"bytes,4,rep,name=running,proto3" json:"running,omitempty"`
-	Version       string                 `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"`
-	StartedAt     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Runner    string                 `protobuf:"bytes,1,opt,name=runner,proto3" json:"runner,omitempty"`
+	Host      string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
+	Slots     uint32                 `protobuf:"varint,3,opt,name=slots,proto3" json:"slots,omitempty"`
+	Running   []*RunningAttempt      `protobuf:"bytes,4,rep,name=running,proto3" json:"running,omitempty"`
+	Version   string                 `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"`
+	StartedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	// Takes no new work, because somebody said so.
+	Cordoned bool `protobuf:"varint,7,opt,name=cordoned,proto3" json:"cordoned,omitempty"`
+	// The age recipient (age1…) for which secrets are encrypted.
+	AgeRecipient string `protobuf:"bytes,8,opt,name=age_recipient,json=ageRecipient,proto3" json:"age_recipient,omitempty"`
+	// It stops and takes no new work: this is its last heartbeat, or one of the last.
+	Stopping      bool `protobuf:"varint,9,opt,name=stopping,proto3" json:"stopping,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1019,6 +1033,27 @@ func (x *RunnerHeartbeat) GetStartedAt() *timestamppb.Timestamp {
 		return x.StartedAt
 	}
 	return nil
+}
+
+func (x *RunnerHeartbeat) GetCordoned() bool {
+	if x != nil {
+		return x.Cordoned
+	}
+	return false
+}
+
+func (x *RunnerHeartbeat) GetAgeRecipient() string {
+	if x != nil {
+		return x.AgeRecipient
+	}
+	return ""
+}
+
+func (x *RunnerHeartbeat) GetStopping() bool {
+	if x != nil {
+		return x.Stopping
+	}
+	return false
 }
 
 // RunningAttempt is one attempt a runner has.
@@ -1148,7 +1183,7 @@ const file_verbatim_execution_v1_process_proto_rawDesc = "" +
 	"RunnerLost\x12\x16\n" +
 	"\x06runner\x18\x01 \x01(\tR\x06runner\x12=\n" +
 	"\fsilent_since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\vsilentSince\x12#\n" +
-	"\rlast_sequence\x18\x03 \x01(\x04R\flastSequence\"\xe9\x01\n" +
+	"\rlast_sequence\x18\x03 \x01(\x04R\flastSequence\"\xc6\x02\n" +
 	"\x0fRunnerHeartbeat\x12\x16\n" +
 	"\x06runner\x18\x01 \x01(\tR\x06runner\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x14\n" +
@@ -1156,18 +1191,23 @@ const file_verbatim_execution_v1_process_proto_rawDesc = "" +
 	"\arunning\x18\x04 \x03(\v2%.verbatim.execution.v1.RunningAttemptR\arunning\x12\x18\n" +
 	"\aversion\x18\x05 \x01(\tR\aversion\x129\n" +
 	"\n" +
-	"started_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\"m\n" +
+	"started_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12\x1a\n" +
+	"\bcordoned\x18\a \x01(\bR\bcordoned\x12#\n" +
+	"\rage_recipient\x18\b \x01(\tR\fageRecipient\x12\x1a\n" +
+	"\bstopping\x18\t \x01(\bR\bstopping\"m\n" +
 	"\x0eRunningAttempt\x12\x1c\n" +
 	"\texecution\x18\x01 \x01(\tR\texecution\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\x12#\n" +
-	"\rlast_sequence\x18\x03 \x01(\x04R\flastSequence*\x83\x02\n" +
+	"\rlast_sequence\x18\x03 \x01(\x04R\flastSequence*\xc4\x02\n" +
 	"\x12StartFailureReason\x12$\n" +
 	" START_FAILURE_REASON_UNSPECIFIED\x10\x00\x12*\n" +
 	"&START_FAILURE_REASON_COMMAND_NOT_FOUND\x10\x01\x12/\n" +
 	"+START_FAILURE_REASON_COMMAND_NOT_EXECUTABLE\x10\x02\x12\"\n" +
 	"\x1eSTART_FAILURE_REASON_DIRECTORY\x10\x03\x12\"\n" +
 	"\x1eSTART_FAILURE_REASON_RESOURCES\x10\x04\x12\"\n" +
-	"\x1eSTART_FAILURE_REASON_CANCELLED\x10\x05*\x99\x01\n" +
+	"\x1eSTART_FAILURE_REASON_CANCELLED\x10\x05\x12\x1f\n" +
+	"\x1bSTART_FAILURE_REASON_SECRET\x10\x06\x12\x1e\n" +
+	"\x1aSTART_FAILURE_REASON_STDIN\x10\a*\x99\x01\n" +
 	"\x10TerminationCause\x12!\n" +
 	"\x1dTERMINATION_CAUSE_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19TERMINATION_CAUSE_TIMEOUT\x10\x01\x12\x1c\n" +

@@ -103,7 +103,11 @@ type ExecutionRequested struct {
 	// Labels for finding the execution again.
 	Labels map[string]string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Who asked, for people. Free text.
-	RequestedBy   string `protobuf:"bytes,7,opt,name=requested_by,json=requestedBy,proto3" json:"requested_by,omitempty"`
+	RequestedBy string `protobuf:"bytes,7,opt,name=requested_by,json=requestedBy,proto3" json:"requested_by,omitempty"`
+	// Secrets by name, each an age file (https://age-encryption.org/v1) for the keys of the runners. Not together with stdin.
+	Secrets map[string][]byte `protobuf:"bytes,8,rep,name=secrets,proto3" json:"secrets,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Where the bytes for the standard input lie when they are too many for a request. Then stdin is empty.
+	StdinUpload   *StdinUpload `protobuf:"bytes,9,opt,name=stdin_upload,json=stdinUpload,proto3" json:"stdin_upload,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -198,6 +202,20 @@ func (x *ExecutionRequested) GetRequestedBy() string {
 	return ""
 }
 
+func (x *ExecutionRequested) GetSecrets() map[string][]byte {
+	if x != nil {
+		return x.Secrets
+	}
+	return nil
+}
+
+func (x *ExecutionRequested) GetStdinUpload() *StdinUpload {
+	if x != nil {
+		return x.StdinUpload
+	}
+	return nil
+}
+
 type isExecutionRequested_What interface {
 	isExecutionRequested_What()
 }
@@ -214,6 +232,141 @@ func (*ExecutionRequested_Action) isExecutionRequested_What() {}
 
 func (*ExecutionRequested_Command) isExecutionRequested_What() {}
 
+// StdinUpload says where bytes for a process's standard input lie that are too many for a request.
+type StdinUpload struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A UUIDv7, the key of its parts.
+	Upload string `protobuf:"bytes,1,opt,name=upload,proto3" json:"upload,omitempty"`
+	// The parts lie in the partition of their key, in the offsets [start_offset, end_offset), among those of other uploads.
+	StartOffset int64  `protobuf:"varint,2,opt,name=start_offset,json=startOffset,proto3" json:"start_offset,omitempty"`
+	EndOffset   int64  `protobuf:"varint,3,opt,name=end_offset,json=endOffset,proto3" json:"end_offset,omitempty"`
+	SizeBytes   uint64 `protobuf:"varint,4,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// SHA-256 of the bytes, 32 bytes.
+	Sha256        []byte `protobuf:"bytes,5,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StdinUpload) Reset() {
+	*x = StdinUpload{}
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StdinUpload) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StdinUpload) ProtoMessage() {}
+
+func (x *StdinUpload) ProtoReflect() protoreflect.Message {
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StdinUpload.ProtoReflect.Descriptor instead.
+func (*StdinUpload) Descriptor() ([]byte, []int) {
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *StdinUpload) GetUpload() string {
+	if x != nil {
+		return x.Upload
+	}
+	return ""
+}
+
+func (x *StdinUpload) GetStartOffset() int64 {
+	if x != nil {
+		return x.StartOffset
+	}
+	return 0
+}
+
+func (x *StdinUpload) GetEndOffset() int64 {
+	if x != nil {
+		return x.EndOffset
+	}
+	return 0
+}
+
+func (x *StdinUpload) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *StdinUpload) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
+// StdinPart carries consecutive bytes of an upload. Its subject is the upload; it is no fact about an execution.
+type StdinPart struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Position of the first byte in the upload, from 0.
+	Offset uint64 `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
+	// At least one byte, at most 1 MiB.
+	Data          []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StdinPart) Reset() {
+	*x = StdinPart{}
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StdinPart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StdinPart) ProtoMessage() {}
+
+func (x *StdinPart) ProtoReflect() protoreflect.Message {
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StdinPart.ProtoReflect.Descriptor instead.
+func (*StdinPart) Descriptor() ([]byte, []int) {
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *StdinPart) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *StdinPart) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 // Action names a reusable thing to run and its parameters.
 type Action struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -226,7 +379,7 @@ type Action struct {
 
 func (x *Action) Reset() {
 	*x = Action{}
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[1]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -238,7 +391,7 @@ func (x *Action) String() string {
 func (*Action) ProtoMessage() {}
 
 func (x *Action) ProtoReflect() protoreflect.Message {
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[1]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -251,7 +404,7 @@ func (x *Action) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Action.ProtoReflect.Descriptor instead.
 func (*Action) Descriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{1}
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Action) GetName() string {
@@ -283,7 +436,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[2]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -295,7 +448,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[2]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -308,7 +461,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{2}
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Command) GetArgv() []string {
@@ -343,7 +496,7 @@ type CancelRequested struct {
 
 func (x *CancelRequested) Reset() {
 	*x = CancelRequested{}
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[3]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -355,7 +508,7 @@ func (x *CancelRequested) String() string {
 func (*CancelRequested) ProtoMessage() {}
 
 func (x *CancelRequested) ProtoReflect() protoreflect.Message {
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[3]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -368,7 +521,7 @@ func (x *CancelRequested) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequested.ProtoReflect.Descriptor instead.
 func (*CancelRequested) Descriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{3}
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *CancelRequested) GetRequestedBy() string {
@@ -395,17 +548,20 @@ type Prepared struct {
 	Timeout     *durationpb.Duration   `protobuf:"bytes,5,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	Grace       *durationpb.Duration   `protobuf:"bytes,6,opt,name=grace,proto3" json:"grace,omitempty"`
 	// The action's name, empty for a command.
-	Action        string                 `protobuf:"bytes,7,opt,name=action,proto3" json:"action,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	RequestedAt   *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=requested_at,json=requestedAt,proto3" json:"requested_at,omitempty"`
-	RequestedBy   string                 `protobuf:"bytes,10,opt,name=requested_by,json=requestedBy,proto3" json:"requested_by,omitempty"`
+	Action      string                 `protobuf:"bytes,7,opt,name=action,proto3" json:"action,omitempty"`
+	Labels      map[string]string      `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	RequestedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=requested_at,json=requestedAt,proto3" json:"requested_at,omitempty"`
+	RequestedBy string                 `protobuf:"bytes,10,opt,name=requested_by,json=requestedBy,proto3" json:"requested_by,omitempty"`
+	// As in ExecutionRequested.
+	Secrets       map[string][]byte `protobuf:"bytes,11,rep,name=secrets,proto3" json:"secrets,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	StdinUpload   *StdinUpload      `protobuf:"bytes,12,opt,name=stdin_upload,json=stdinUpload,proto3" json:"stdin_upload,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Prepared) Reset() {
 	*x = Prepared{}
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[4]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -417,7 +573,7 @@ func (x *Prepared) String() string {
 func (*Prepared) ProtoMessage() {}
 
 func (x *Prepared) ProtoReflect() protoreflect.Message {
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[4]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -430,7 +586,7 @@ func (x *Prepared) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prepared.ProtoReflect.Descriptor instead.
 func (*Prepared) Descriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{4}
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Prepared) GetArgv() []string {
@@ -503,6 +659,20 @@ func (x *Prepared) GetRequestedBy() string {
 	return ""
 }
 
+func (x *Prepared) GetSecrets() map[string][]byte {
+	if x != nil {
+		return x.Secrets
+	}
+	return nil
+}
+
+func (x *Prepared) GetStdinUpload() *StdinUpload {
+	if x != nil {
+		return x.StdinUpload
+	}
+	return nil
+}
+
 // PreparationFailed says why no launch spec could be made. The attempt ends with it.
 type PreparationFailed struct {
 	state  protoimpl.MessageState   `protogen:"open.v1"`
@@ -515,7 +685,7 @@ type PreparationFailed struct {
 
 func (x *PreparationFailed) Reset() {
 	*x = PreparationFailed{}
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[5]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -527,7 +697,7 @@ func (x *PreparationFailed) String() string {
 func (*PreparationFailed) ProtoMessage() {}
 
 func (x *PreparationFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[5]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -540,7 +710,7 @@ func (x *PreparationFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreparationFailed.ProtoReflect.Descriptor instead.
 func (*PreparationFailed) Descriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{5}
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PreparationFailed) GetReason() PreparationFailureReason {
@@ -561,7 +731,7 @@ var File_verbatim_execution_v1_request_proto protoreflect.FileDescriptor
 
 const file_verbatim_execution_v1_request_proto_rawDesc = "" +
 	"\n" +
-	"#verbatim/execution/v1/request.proto\x12\x15verbatim.execution.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xba\x03\n" +
+	"#verbatim/execution/v1/request.proto\x12\x15verbatim.execution.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8f\x05\n" +
 	"\x12ExecutionRequested\x127\n" +
 	"\x06action\x18\x01 \x01(\v2\x1d.verbatim.execution.v1.ActionH\x00R\x06action\x12:\n" +
 	"\acommand\x18\x02 \x01(\v2\x1e.verbatim.execution.v1.CommandH\x00R\acommand\x123\n" +
@@ -569,11 +739,27 @@ const file_verbatim_execution_v1_request_proto_rawDesc = "" +
 	"\x05grace\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x05grace\x12\x14\n" +
 	"\x05stdin\x18\x05 \x01(\fR\x05stdin\x12M\n" +
 	"\x06labels\x18\x06 \x03(\v25.verbatim.execution.v1.ExecutionRequested.LabelsEntryR\x06labels\x12!\n" +
-	"\frequested_by\x18\a \x01(\tR\vrequestedBy\x1a9\n" +
+	"\frequested_by\x18\a \x01(\tR\vrequestedBy\x12P\n" +
+	"\asecrets\x18\b \x03(\v26.verbatim.execution.v1.ExecutionRequested.SecretsEntryR\asecrets\x12E\n" +
+	"\fstdin_upload\x18\t \x01(\v2\".verbatim.execution.v1.StdinUploadR\vstdinUpload\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x06\n" +
-	"\x04what\"E\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a:\n" +
+	"\fSecretsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01B\x06\n" +
+	"\x04what\"\x9e\x01\n" +
+	"\vStdinUpload\x12\x16\n" +
+	"\x06upload\x18\x01 \x01(\tR\x06upload\x12!\n" +
+	"\fstart_offset\x18\x02 \x01(\x03R\vstartOffset\x12\x1d\n" +
+	"\n" +
+	"end_offset\x18\x03 \x01(\x03R\tendOffset\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x04 \x01(\x04R\tsizeBytes\x12\x16\n" +
+	"\x06sha256\x18\x05 \x01(\fR\x06sha256\"7\n" +
+	"\tStdinPart\x12\x16\n" +
+	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"E\n" +
 	"\x06Action\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12'\n" +
 	"\x0fparameters_json\x18\x02 \x01(\tR\x0eparametersJson\"\xce\x01\n" +
@@ -586,7 +772,7 @@ const file_verbatim_execution_v1_request_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"L\n" +
 	"\x0fCancelRequested\x12!\n" +
 	"\frequested_by\x18\x01 \x01(\tR\vrequestedBy\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xc6\x04\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x91\x06\n" +
 	"\bPrepared\x12\x12\n" +
 	"\x04argv\x18\x01 \x03(\tR\x04argv\x12R\n" +
 	"\venvironment\x18\x02 \x03(\v20.verbatim.execution.v1.Prepared.EnvironmentEntryR\venvironment\x12\x1c\n" +
@@ -598,13 +784,18 @@ const file_verbatim_execution_v1_request_proto_rawDesc = "" +
 	"\x06labels\x18\b \x03(\v2+.verbatim.execution.v1.Prepared.LabelsEntryR\x06labels\x12=\n" +
 	"\frequested_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\vrequestedAt\x12!\n" +
 	"\frequested_by\x18\n" +
-	" \x01(\tR\vrequestedBy\x1a>\n" +
+	" \x01(\tR\vrequestedBy\x12F\n" +
+	"\asecrets\x18\v \x03(\v2,.verbatim.execution.v1.Prepared.SecretsEntryR\asecrets\x12E\n" +
+	"\fstdin_upload\x18\f \x01(\v2\".verbatim.execution.v1.StdinUploadR\vstdinUpload\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"v\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a:\n" +
+	"\fSecretsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"v\n" +
 	"\x11PreparationFailed\x12G\n" +
 	"\x06reason\x18\x01 \x01(\x0e2/.verbatim.execution.v1.PreparationFailureReasonR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage*\x8b\x02\n" +
@@ -628,40 +819,48 @@ func file_verbatim_execution_v1_request_proto_rawDescGZIP() []byte {
 }
 
 var file_verbatim_execution_v1_request_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_verbatim_execution_v1_request_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_verbatim_execution_v1_request_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_verbatim_execution_v1_request_proto_goTypes = []any{
 	(PreparationFailureReason)(0), // 0: verbatim.execution.v1.PreparationFailureReason
 	(*ExecutionRequested)(nil),    // 1: verbatim.execution.v1.ExecutionRequested
-	(*Action)(nil),                // 2: verbatim.execution.v1.Action
-	(*Command)(nil),               // 3: verbatim.execution.v1.Command
-	(*CancelRequested)(nil),       // 4: verbatim.execution.v1.CancelRequested
-	(*Prepared)(nil),              // 5: verbatim.execution.v1.Prepared
-	(*PreparationFailed)(nil),     // 6: verbatim.execution.v1.PreparationFailed
-	nil,                           // 7: verbatim.execution.v1.ExecutionRequested.LabelsEntry
-	nil,                           // 8: verbatim.execution.v1.Command.EnvironmentEntry
-	nil,                           // 9: verbatim.execution.v1.Prepared.EnvironmentEntry
-	nil,                           // 10: verbatim.execution.v1.Prepared.LabelsEntry
-	(*durationpb.Duration)(nil),   // 11: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*StdinUpload)(nil),           // 2: verbatim.execution.v1.StdinUpload
+	(*StdinPart)(nil),             // 3: verbatim.execution.v1.StdinPart
+	(*Action)(nil),                // 4: verbatim.execution.v1.Action
+	(*Command)(nil),               // 5: verbatim.execution.v1.Command
+	(*CancelRequested)(nil),       // 6: verbatim.execution.v1.CancelRequested
+	(*Prepared)(nil),              // 7: verbatim.execution.v1.Prepared
+	(*PreparationFailed)(nil),     // 8: verbatim.execution.v1.PreparationFailed
+	nil,                           // 9: verbatim.execution.v1.ExecutionRequested.LabelsEntry
+	nil,                           // 10: verbatim.execution.v1.ExecutionRequested.SecretsEntry
+	nil,                           // 11: verbatim.execution.v1.Command.EnvironmentEntry
+	nil,                           // 12: verbatim.execution.v1.Prepared.EnvironmentEntry
+	nil,                           // 13: verbatim.execution.v1.Prepared.LabelsEntry
+	nil,                           // 14: verbatim.execution.v1.Prepared.SecretsEntry
+	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
 }
 var file_verbatim_execution_v1_request_proto_depIdxs = []int32{
-	2,  // 0: verbatim.execution.v1.ExecutionRequested.action:type_name -> verbatim.execution.v1.Action
-	3,  // 1: verbatim.execution.v1.ExecutionRequested.command:type_name -> verbatim.execution.v1.Command
-	11, // 2: verbatim.execution.v1.ExecutionRequested.timeout:type_name -> google.protobuf.Duration
-	11, // 3: verbatim.execution.v1.ExecutionRequested.grace:type_name -> google.protobuf.Duration
-	7,  // 4: verbatim.execution.v1.ExecutionRequested.labels:type_name -> verbatim.execution.v1.ExecutionRequested.LabelsEntry
-	8,  // 5: verbatim.execution.v1.Command.environment:type_name -> verbatim.execution.v1.Command.EnvironmentEntry
-	9,  // 6: verbatim.execution.v1.Prepared.environment:type_name -> verbatim.execution.v1.Prepared.EnvironmentEntry
-	11, // 7: verbatim.execution.v1.Prepared.timeout:type_name -> google.protobuf.Duration
-	11, // 8: verbatim.execution.v1.Prepared.grace:type_name -> google.protobuf.Duration
-	10, // 9: verbatim.execution.v1.Prepared.labels:type_name -> verbatim.execution.v1.Prepared.LabelsEntry
-	12, // 10: verbatim.execution.v1.Prepared.requested_at:type_name -> google.protobuf.Timestamp
-	0,  // 11: verbatim.execution.v1.PreparationFailed.reason:type_name -> verbatim.execution.v1.PreparationFailureReason
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	4,  // 0: verbatim.execution.v1.ExecutionRequested.action:type_name -> verbatim.execution.v1.Action
+	5,  // 1: verbatim.execution.v1.ExecutionRequested.command:type_name -> verbatim.execution.v1.Command
+	15, // 2: verbatim.execution.v1.ExecutionRequested.timeout:type_name -> google.protobuf.Duration
+	15, // 3: verbatim.execution.v1.ExecutionRequested.grace:type_name -> google.protobuf.Duration
+	9,  // 4: verbatim.execution.v1.ExecutionRequested.labels:type_name -> verbatim.execution.v1.ExecutionRequested.LabelsEntry
+	10, // 5: verbatim.execution.v1.ExecutionRequested.secrets:type_name -> verbatim.execution.v1.ExecutionRequested.SecretsEntry
+	2,  // 6: verbatim.execution.v1.ExecutionRequested.stdin_upload:type_name -> verbatim.execution.v1.StdinUpload
+	11, // 7: verbatim.execution.v1.Command.environment:type_name -> verbatim.execution.v1.Command.EnvironmentEntry
+	12, // 8: verbatim.execution.v1.Prepared.environment:type_name -> verbatim.execution.v1.Prepared.EnvironmentEntry
+	15, // 9: verbatim.execution.v1.Prepared.timeout:type_name -> google.protobuf.Duration
+	15, // 10: verbatim.execution.v1.Prepared.grace:type_name -> google.protobuf.Duration
+	13, // 11: verbatim.execution.v1.Prepared.labels:type_name -> verbatim.execution.v1.Prepared.LabelsEntry
+	16, // 12: verbatim.execution.v1.Prepared.requested_at:type_name -> google.protobuf.Timestamp
+	14, // 13: verbatim.execution.v1.Prepared.secrets:type_name -> verbatim.execution.v1.Prepared.SecretsEntry
+	2,  // 14: verbatim.execution.v1.Prepared.stdin_upload:type_name -> verbatim.execution.v1.StdinUpload
+	0,  // 15: verbatim.execution.v1.PreparationFailed.reason:type_name -> verbatim.execution.v1.PreparationFailureReason
+	16, // [16:16] is the sub-list for method output_type
+	16, // [16:16] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_verbatim_execution_v1_request_proto_init() }
@@ -679,7 +878,7 @@ func file_verbatim_execution_v1_request_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_verbatim_execution_v1_request_proto_rawDesc), len(file_verbatim_execution_v1_request_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   10,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
