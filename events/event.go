@@ -46,7 +46,7 @@ type Event struct {
 	Source string
 	// Type is the CloudEvent type.
 	Type string
-	// Subject is the execution's id; for RunnerHeartbeat the runner's.
+	// Subject is the execution's id; for RunnerHeartbeat and CordonRequested the runner's.
 	Subject string
 	// Attempt counts from 1; 0 is the execution itself, before any attempt.
 	Attempt uint32
@@ -139,7 +139,7 @@ func (e Event) Validate() error {
 	attribute("source", e.Source, MaxSourceBytes)
 	attribute("type", e.Type, MaxTypeBytes)
 	attribute("subject", e.Subject, MaxIDBytes)
-	if e.Type != TypeRunnerHeartbeat {
+	if !AboutRunner(e.Type) {
 		if _, err := ParseExecutionID(e.Subject); e.Subject != "" && err != nil {
 			bad("subject: %w", err)
 		}

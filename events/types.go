@@ -14,6 +14,7 @@ import (
 const (
 	TypeExecutionRequested = "dev.verbatim.execution.ExecutionRequested.v1"
 	TypeCancelRequested    = "dev.verbatim.execution.CancelRequested.v1"
+	TypeCordonRequested    = "dev.verbatim.execution.CordonRequested.v1"
 	TypePrepared           = "dev.verbatim.execution.Prepared.v1"
 	TypePreparationFailed  = "dev.verbatim.execution.PreparationFailed.v1"
 	TypeProcessStarted     = "dev.verbatim.execution.ProcessStarted.v1"
@@ -33,7 +34,7 @@ const (
 
 // registry is the one list of known payloads.
 var registry = []proto.Message{
-	(*executionv1.ExecutionRequested)(nil), (*executionv1.CancelRequested)(nil),
+	(*executionv1.ExecutionRequested)(nil), (*executionv1.CancelRequested)(nil), (*executionv1.CordonRequested)(nil),
 	(*executionv1.Prepared)(nil), (*executionv1.PreparationFailed)(nil),
 	(*executionv1.ProcessStarted)(nil), (*executionv1.StartFailed)(nil),
 	(*executionv1.OutputChunk)(nil), (*executionv1.StdinWriteFailed)(nil), (*executionv1.OutputReadFailed)(nil),
@@ -74,6 +75,9 @@ func NewPayload(typ string) (proto.Message, bool) {
 	}
 	return m.New().Interface(), true
 }
+
+// AboutRunner reports whether the subject of a type is a runner's id and not an execution's.
+func AboutRunner(typ string) bool { return typ == TypeRunnerHeartbeat || typ == TypeCordonRequested }
 
 // Types lists the known types in the order of an execution's life.
 func Types() []string {
@@ -130,7 +134,7 @@ func validatePayload(e Event) error {
 		if e.Attempt != 0 {
 			return fmt.Errorf("%s has attempt %d, it belongs to no attempt: 0", e.Type, e.Attempt)
 		}
-	case e.Type != TypeRunnerHeartbeat && e.Attempt == 0:
+	case !AboutRunner(e.Type) && e.Attempt == 0:
 		return fmt.Errorf("%s has no attempt, attempts count from 1", e.Type)
 	}
 	return nil

@@ -37,13 +37,13 @@ func Samples() []events.Event {
 		must(gateway, 0, 1, &executionv1.ExecutionRequested{
 			What:    &executionv1.ExecutionRequested_Command{Command: &executionv1.Command{Argv: []string{"sh", "-c", "exit 3"}, Environment: map[string]string{"A": "1"}, Directory: "/tmp"}},
 			Timeout: durationpb.New(time.Minute), Grace: durationpb.New(time.Second), Stdin: Binary,
-			Labels: map[string]string{"team": "x"}, RequestedBy: "somebody",
+			Labels: map[string]string{"team": "x"}, RequestedBy: "somebody", Limits: limits(),
 		}),
 		must(gateway, 0, 2, &executionv1.CancelRequested{RequestedBy: "somebody", Reason: "not needed any more"}),
 		must(preparer, 1, 1, &executionv1.Prepared{
 			Argv: []string{"sh", "-c", "exit 3"}, Environment: map[string]string{"A": "1"}, Directory: "/tmp", Stdin: Binary,
 			Timeout: durationpb.New(time.Minute), Grace: durationpb.New(time.Second), Action: "deploy",
-			Labels: map[string]string{"team": "x"}, RequestedAt: at, RequestedBy: "somebody",
+			Labels: map[string]string{"team": "x"}, RequestedAt: at, RequestedBy: "somebody", Limits: limits(),
 		}),
 		must(preparer, 1, 2, &executionv1.PreparationFailed{Reason: executionv1.PreparationFailureReason_PREPARATION_FAILURE_REASON_UNKNOWN_ACTION, Message: `action "deploy" is not known`}),
 		must(runner, 1, 1, &executionv1.ProcessStarted{Pid: 4711, ProcessStartedAt: at, Host: "h1", Runner: "r1"}),
@@ -78,11 +78,30 @@ func Samples() []events.Event {
 		must(recorder, 1, 2, &executionv1.RunnerLost{Runner: "r1", SilentSince: at, LastSequence: 9}),
 		stdinPart(),
 		heartbeat(at),
+		cordon(),
 	}
 }
 
 func stdinPart() events.Event {
 	e, err := events.Producer{Name: "gateway", Source: "/verbatim/gateway"}.Event(ExecutionID, 0, 1, Time, &executionv1.StdinPart{Offset: 1 << 20, Data: Binary})
+	if err != nil {
+		panic(err)
+	}
+	return e
+}
+
+func limits() *executionv1.Limits {
+	return &executionv1.Limits{
+		OpenFiles: proto.Uint64(1024), UserProcesses: proto.Uint64(64), FileSizeBytes: proto.Uint64(1 << 30), CpuSeconds: proto.Uint64(60),
+		AddressSpaceBytes: proto.Uint64(1 << 40), CoreBytes: proto.Uint64(0), Umask: proto.Uint32(0o027), User: "nobody", Group: "nogroup",
+		AllowNewPrivileges: true, MemoryBytes: proto.Uint64(512 << 20), CpuMillis: proto.Uint64(500), Processes: proto.Uint64(32),
+	}
+}
+
+func cordon() events.Event {
+	e, err := events.Producer{Name: "gateway", Source: "/verbatim/gateway"}.Event("r1", 0, 3, Time, &executionv1.CordonRequested{
+		Cordoned: true, RequestedBy: "somebody", Reason: "a new kernel",
+	})
 	if err != nil {
 		panic(err)
 	}

@@ -158,7 +158,7 @@ func TestHostilePayloads(t *testing.T) {
 		&executionv1.ProcessExited{Status: &executionv1.ProcessExited_Signal{}, EndedAt: never, Usage: &executionv1.ResourceUsage{UserTime: &durationpb.Duration{Seconds: math.MaxInt64, Nanos: math.MinInt32}}},
 		&executionv1.ProcessStarted{ProcessStartedAt: far}, &executionv1.WaitFailed{FailedAt: far, Cause: strings.Repeat("ü", 9999)},
 		&executionv1.TerminationStarted{Cause: -5, Signals: []*executionv1.SentSignal{nil, {SentAt: never}}},
-		&executionv1.RunnerHeartbeat{}, &timestamppb.Timestamp{},
+		&executionv1.RunnerHeartbeat{}, &executionv1.CordonRequested{}, &timestamppb.Timestamp{},
 		&executionv1.ExecutionRequested{Timeout: &durationpb.Duration{Seconds: math.MinInt64}}, &executionv1.RunnerLost{SilentSince: never},
 	} {
 		for _, attempt := range []uint32{0, 1, math.MaxUint32} {

@@ -117,6 +117,9 @@ func (a *attempt) errorText(r *Row) (message, source string) {
 		message = fmt.Sprintf("exited with code %d", *r.ExitCode)
 	case r.Signal != nil:
 		message, source = "killed by signal "+*r.Signal, "signal"
+		if a.exited.data.GetOutOfMemory() != nil {
+			message += ", out of memory"
+		}
 	}
 	switch *r.Reason {
 	case "timeout":

@@ -129,6 +129,9 @@ func TestOutcome(t *testing.T) {
 		{"exit 3 with a broken stdin", []proto.Message{noStdin, errs(0, "words"), exit(3)}, "failed false 3 - exit_code stdin | stdin: broken pipe, 10 of 100 bytes accepted"},
 		{"killed", []proto.Message{started, killed("KILL")}, "failed false - KILL signal signal | killed by signal KILL"},
 		{"killed, SIG is cut", []proto.Message{killed("SIGSEGV")}, "failed false - SEGV signal signal | killed by signal SEGV"},
+		{"killed for memory", []proto.Message{&executionv1.ProcessExited{
+			Status: &executionv1.ProcessExited_Signal{Signal: &executionv1.Signal{Number: 9, Name: "KILL"}}, OutOfMemory: &executionv1.OutOfMemory{Kills: 1},
+		}}, "failed false - KILL signal signal | killed by signal KILL, out of memory"},
 		{"a signal without a name", []proto.Message{killed("")}, "failed false - 9 signal signal | killed by signal 9"},
 		{"an unknown end", []proto.Message{&executionv1.ProcessExited{}}, "failed false - - unknown_status exit | ended with an unknown status"},
 		{"wait failed", []proto.Message{started, errs(0, "words"), noWait}, "failed false - - wait_failed wait | wait: no child processes"},

@@ -130,7 +130,7 @@ func (s *State) fold(e events.Event, from origin, at time.Time, added bool) {
 	case *executionv1.CancelRequested:
 		s.cancelled.join(fact[*executionv1.CancelRequested]{from, at, &executionv1.CancelRequested{RequestedBy: clip(d.GetRequestedBy()), Reason: clip(d.GetReason())}})
 		return
-	case *executionv1.RunnerHeartbeat:
+	case *executionv1.RunnerHeartbeat, *executionv1.CordonRequested:
 		return
 	}
 	a := s.attempt(e.Attempt)

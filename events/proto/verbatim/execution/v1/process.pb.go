@@ -42,6 +42,8 @@ const (
 	StartFailureReason_START_FAILURE_REASON_SECRET StartFailureReason = 6
 	// The uploaded standard input is no more in the log, or is not what the request says.
 	StartFailureReason_START_FAILURE_REASON_STDIN StartFailureReason = 7
+	// A limit, a user or a group that was asked for cannot be had on this runner.
+	StartFailureReason_START_FAILURE_REASON_LIMIT_UNAVAILABLE StartFailureReason = 8
 )
 
 // Enum value maps for StartFailureReason.
@@ -55,6 +57,7 @@ var (
 		5: "START_FAILURE_REASON_CANCELLED",
 		6: "START_FAILURE_REASON_SECRET",
 		7: "START_FAILURE_REASON_STDIN",
+		8: "START_FAILURE_REASON_LIMIT_UNAVAILABLE",
 	}
 	StartFailureReason_value = map[string]int32{
 		"START_FAILURE_REASON_UNSPECIFIED":            0,
@@ -65,6 +68,7 @@ var (
 		"START_FAILURE_REASON_CANCELLED":              5,
 		"START_FAILURE_REASON_SECRET":                 6,
 		"START_FAILURE_REASON_STDIN":                  7,
+		"START_FAILURE_REASON_LIMIT_UNAVAILABLE":      8,
 	}
 )
 
@@ -103,6 +107,8 @@ const (
 	TerminationCause_TERMINATION_CAUSE_TIMEOUT         TerminationCause = 1
 	TerminationCause_TERMINATION_CAUSE_CANCEL          TerminationCause = 2
 	TerminationCause_TERMINATION_CAUSE_RUNNER_SHUTDOWN TerminationCause = 3
+	// The runner was killed together with its supervisor, so that nobody could read the output any more. The next one ended it.
+	TerminationCause_TERMINATION_CAUSE_RUNNER_KILLED TerminationCause = 4
 )
 
 // Enum value maps for TerminationCause.
@@ -112,12 +118,14 @@ var (
 		1: "TERMINATION_CAUSE_TIMEOUT",
 		2: "TERMINATION_CAUSE_CANCEL",
 		3: "TERMINATION_CAUSE_RUNNER_SHUTDOWN",
+		4: "TERMINATION_CAUSE_RUNNER_KILLED",
 	}
 	TerminationCause_value = map[string]int32{
 		"TERMINATION_CAUSE_UNSPECIFIED":     0,
 		"TERMINATION_CAUSE_TIMEOUT":         1,
 		"TERMINATION_CAUSE_CANCEL":          2,
 		"TERMINATION_CAUSE_RUNNER_SHUTDOWN": 3,
+		"TERMINATION_CAUSE_RUNNER_KILLED":   4,
 	}
 )
 
@@ -1198,7 +1206,7 @@ const file_verbatim_execution_v1_process_proto_rawDesc = "" +
 	"\x0eRunningAttempt\x12\x1c\n" +
 	"\texecution\x18\x01 \x01(\tR\texecution\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\x12#\n" +
-	"\rlast_sequence\x18\x03 \x01(\x04R\flastSequence*\xc4\x02\n" +
+	"\rlast_sequence\x18\x03 \x01(\x04R\flastSequence*\xf0\x02\n" +
 	"\x12StartFailureReason\x12$\n" +
 	" START_FAILURE_REASON_UNSPECIFIED\x10\x00\x12*\n" +
 	"&START_FAILURE_REASON_COMMAND_NOT_FOUND\x10\x01\x12/\n" +
@@ -1207,12 +1215,14 @@ const file_verbatim_execution_v1_process_proto_rawDesc = "" +
 	"\x1eSTART_FAILURE_REASON_RESOURCES\x10\x04\x12\"\n" +
 	"\x1eSTART_FAILURE_REASON_CANCELLED\x10\x05\x12\x1f\n" +
 	"\x1bSTART_FAILURE_REASON_SECRET\x10\x06\x12\x1e\n" +
-	"\x1aSTART_FAILURE_REASON_STDIN\x10\a*\x99\x01\n" +
+	"\x1aSTART_FAILURE_REASON_STDIN\x10\a\x12*\n" +
+	"&START_FAILURE_REASON_LIMIT_UNAVAILABLE\x10\b*\xbe\x01\n" +
 	"\x10TerminationCause\x12!\n" +
 	"\x1dTERMINATION_CAUSE_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19TERMINATION_CAUSE_TIMEOUT\x10\x01\x12\x1c\n" +
 	"\x18TERMINATION_CAUSE_CANCEL\x10\x02\x12%\n" +
-	"!TERMINATION_CAUSE_RUNNER_SHUTDOWN\x10\x03B=Z;verbatim.dev/events/proto/verbatim/execution/v1;executionv1b\x06proto3"
+	"!TERMINATION_CAUSE_RUNNER_SHUTDOWN\x10\x03\x12#\n" +
+	"\x1fTERMINATION_CAUSE_RUNNER_KILLED\x10\x04B=Z;verbatim.dev/events/proto/verbatim/execution/v1;executionv1b\x06proto3"
 
 var (
 	file_verbatim_execution_v1_process_proto_rawDescOnce sync.Once

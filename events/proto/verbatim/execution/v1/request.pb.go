@@ -107,7 +107,9 @@ type ExecutionRequested struct {
 	// Secrets by name, each an age file (https://age-encryption.org/v1) for the keys of the runners. Not together with stdin.
 	Secrets map[string][]byte `protobuf:"bytes,8,rep,name=secrets,proto3" json:"secrets,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Where the bytes for the standard input lie when they are too many for a request. Then stdin is empty.
-	StdinUpload   *StdinUpload `protobuf:"bytes,9,opt,name=stdin_upload,json=stdinUpload,proto3" json:"stdin_upload,omitempty"`
+	StdinUpload *StdinUpload `protobuf:"bytes,9,opt,name=stdin_upload,json=stdinUpload,proto3" json:"stdin_upload,omitempty"`
+	// Bounds and identity of the process. Absent: the runner's own.
+	Limits        *Limits `protobuf:"bytes,10,opt,name=limits,proto3" json:"limits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -212,6 +214,13 @@ func (x *ExecutionRequested) GetSecrets() map[string][]byte {
 func (x *ExecutionRequested) GetStdinUpload() *StdinUpload {
 	if x != nil {
 		return x.StdinUpload
+	}
+	return nil
+}
+
+func (x *ExecutionRequested) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
 	}
 	return nil
 }
@@ -538,6 +547,69 @@ func (x *CancelRequested) GetReason() string {
 	return ""
 }
 
+// CordonRequested says that a runner is to take no more attempts, or may take some again. It is about a runner: its subject is
+// the runner's id. What the runner has goes on.
+type CordonRequested struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// True: take no more. False: take attempts again.
+	Cordoned      bool   `protobuf:"varint,1,opt,name=cordoned,proto3" json:"cordoned,omitempty"`
+	RequestedBy   string `protobuf:"bytes,2,opt,name=requested_by,json=requestedBy,proto3" json:"requested_by,omitempty"`
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CordonRequested) Reset() {
+	*x = CordonRequested{}
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CordonRequested) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CordonRequested) ProtoMessage() {}
+
+func (x *CordonRequested) ProtoReflect() protoreflect.Message {
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CordonRequested.ProtoReflect.Descriptor instead.
+func (*CordonRequested) Descriptor() ([]byte, []int) {
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *CordonRequested) GetCordoned() bool {
+	if x != nil {
+		return x.Cordoned
+	}
+	return false
+}
+
+func (x *CordonRequested) GetRequestedBy() string {
+	if x != nil {
+		return x.RequestedBy
+	}
+	return ""
+}
+
+func (x *CordonRequested) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // Prepared is the whole launch spec: a runner needs nothing else.
 type Prepared struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -555,13 +627,14 @@ type Prepared struct {
 	// As in ExecutionRequested.
 	Secrets       map[string][]byte `protobuf:"bytes,11,rep,name=secrets,proto3" json:"secrets,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	StdinUpload   *StdinUpload      `protobuf:"bytes,12,opt,name=stdin_upload,json=stdinUpload,proto3" json:"stdin_upload,omitempty"`
+	Limits        *Limits           `protobuf:"bytes,13,opt,name=limits,proto3" json:"limits,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Prepared) Reset() {
 	*x = Prepared{}
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[6]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -573,7 +646,7 @@ func (x *Prepared) String() string {
 func (*Prepared) ProtoMessage() {}
 
 func (x *Prepared) ProtoReflect() protoreflect.Message {
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[6]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -586,7 +659,7 @@ func (x *Prepared) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prepared.ProtoReflect.Descriptor instead.
 func (*Prepared) Descriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{6}
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Prepared) GetArgv() []string {
@@ -673,6 +746,13 @@ func (x *Prepared) GetStdinUpload() *StdinUpload {
 	return nil
 }
 
+func (x *Prepared) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
 // PreparationFailed says why no launch spec could be made. The attempt ends with it.
 type PreparationFailed struct {
 	state  protoimpl.MessageState   `protogen:"open.v1"`
@@ -685,7 +765,7 @@ type PreparationFailed struct {
 
 func (x *PreparationFailed) Reset() {
 	*x = PreparationFailed{}
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[7]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -697,7 +777,7 @@ func (x *PreparationFailed) String() string {
 func (*PreparationFailed) ProtoMessage() {}
 
 func (x *PreparationFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[7]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -710,7 +790,7 @@ func (x *PreparationFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreparationFailed.ProtoReflect.Descriptor instead.
 func (*PreparationFailed) Descriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{7}
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PreparationFailed) GetReason() PreparationFailureReason {
@@ -731,7 +811,7 @@ var File_verbatim_execution_v1_request_proto protoreflect.FileDescriptor
 
 const file_verbatim_execution_v1_request_proto_rawDesc = "" +
 	"\n" +
-	"#verbatim/execution/v1/request.proto\x12\x15verbatim.execution.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8f\x05\n" +
+	"#verbatim/execution/v1/request.proto\x12\x15verbatim.execution.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"verbatim/execution/v1/limits.proto\"\xc6\x05\n" +
 	"\x12ExecutionRequested\x127\n" +
 	"\x06action\x18\x01 \x01(\v2\x1d.verbatim.execution.v1.ActionH\x00R\x06action\x12:\n" +
 	"\acommand\x18\x02 \x01(\v2\x1e.verbatim.execution.v1.CommandH\x00R\acommand\x123\n" +
@@ -741,7 +821,9 @@ const file_verbatim_execution_v1_request_proto_rawDesc = "" +
 	"\x06labels\x18\x06 \x03(\v25.verbatim.execution.v1.ExecutionRequested.LabelsEntryR\x06labels\x12!\n" +
 	"\frequested_by\x18\a \x01(\tR\vrequestedBy\x12P\n" +
 	"\asecrets\x18\b \x03(\v26.verbatim.execution.v1.ExecutionRequested.SecretsEntryR\asecrets\x12E\n" +
-	"\fstdin_upload\x18\t \x01(\v2\".verbatim.execution.v1.StdinUploadR\vstdinUpload\x1a9\n" +
+	"\fstdin_upload\x18\t \x01(\v2\".verbatim.execution.v1.StdinUploadR\vstdinUpload\x125\n" +
+	"\x06limits\x18\n" +
+	" \x01(\v2\x1d.verbatim.execution.v1.LimitsR\x06limits\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a:\n" +
@@ -772,7 +854,11 @@ const file_verbatim_execution_v1_request_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"L\n" +
 	"\x0fCancelRequested\x12!\n" +
 	"\frequested_by\x18\x01 \x01(\tR\vrequestedBy\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x91\x06\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"h\n" +
+	"\x0fCordonRequested\x12\x1a\n" +
+	"\bcordoned\x18\x01 \x01(\bR\bcordoned\x12!\n" +
+	"\frequested_by\x18\x02 \x01(\tR\vrequestedBy\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xc8\x06\n" +
 	"\bPrepared\x12\x12\n" +
 	"\x04argv\x18\x01 \x03(\tR\x04argv\x12R\n" +
 	"\venvironment\x18\x02 \x03(\v20.verbatim.execution.v1.Prepared.EnvironmentEntryR\venvironment\x12\x1c\n" +
@@ -786,7 +872,8 @@ const file_verbatim_execution_v1_request_proto_rawDesc = "" +
 	"\frequested_by\x18\n" +
 	" \x01(\tR\vrequestedBy\x12F\n" +
 	"\asecrets\x18\v \x03(\v2,.verbatim.execution.v1.Prepared.SecretsEntryR\asecrets\x12E\n" +
-	"\fstdin_upload\x18\f \x01(\v2\".verbatim.execution.v1.StdinUploadR\vstdinUpload\x1a>\n" +
+	"\fstdin_upload\x18\f \x01(\v2\".verbatim.execution.v1.StdinUploadR\vstdinUpload\x125\n" +
+	"\x06limits\x18\r \x01(\v2\x1d.verbatim.execution.v1.LimitsR\x06limits\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
@@ -819,7 +906,7 @@ func file_verbatim_execution_v1_request_proto_rawDescGZIP() []byte {
 }
 
 var file_verbatim_execution_v1_request_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_verbatim_execution_v1_request_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_verbatim_execution_v1_request_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_verbatim_execution_v1_request_proto_goTypes = []any{
 	(PreparationFailureReason)(0), // 0: verbatim.execution.v1.PreparationFailureReason
 	(*ExecutionRequested)(nil),    // 1: verbatim.execution.v1.ExecutionRequested
@@ -828,39 +915,43 @@ var file_verbatim_execution_v1_request_proto_goTypes = []any{
 	(*Action)(nil),                // 4: verbatim.execution.v1.Action
 	(*Command)(nil),               // 5: verbatim.execution.v1.Command
 	(*CancelRequested)(nil),       // 6: verbatim.execution.v1.CancelRequested
-	(*Prepared)(nil),              // 7: verbatim.execution.v1.Prepared
-	(*PreparationFailed)(nil),     // 8: verbatim.execution.v1.PreparationFailed
-	nil,                           // 9: verbatim.execution.v1.ExecutionRequested.LabelsEntry
-	nil,                           // 10: verbatim.execution.v1.ExecutionRequested.SecretsEntry
-	nil,                           // 11: verbatim.execution.v1.Command.EnvironmentEntry
-	nil,                           // 12: verbatim.execution.v1.Prepared.EnvironmentEntry
-	nil,                           // 13: verbatim.execution.v1.Prepared.LabelsEntry
-	nil,                           // 14: verbatim.execution.v1.Prepared.SecretsEntry
-	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
+	(*CordonRequested)(nil),       // 7: verbatim.execution.v1.CordonRequested
+	(*Prepared)(nil),              // 8: verbatim.execution.v1.Prepared
+	(*PreparationFailed)(nil),     // 9: verbatim.execution.v1.PreparationFailed
+	nil,                           // 10: verbatim.execution.v1.ExecutionRequested.LabelsEntry
+	nil,                           // 11: verbatim.execution.v1.ExecutionRequested.SecretsEntry
+	nil,                           // 12: verbatim.execution.v1.Command.EnvironmentEntry
+	nil,                           // 13: verbatim.execution.v1.Prepared.EnvironmentEntry
+	nil,                           // 14: verbatim.execution.v1.Prepared.LabelsEntry
+	nil,                           // 15: verbatim.execution.v1.Prepared.SecretsEntry
+	(*durationpb.Duration)(nil),   // 16: google.protobuf.Duration
+	(*Limits)(nil),                // 17: verbatim.execution.v1.Limits
+	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
 }
 var file_verbatim_execution_v1_request_proto_depIdxs = []int32{
 	4,  // 0: verbatim.execution.v1.ExecutionRequested.action:type_name -> verbatim.execution.v1.Action
 	5,  // 1: verbatim.execution.v1.ExecutionRequested.command:type_name -> verbatim.execution.v1.Command
-	15, // 2: verbatim.execution.v1.ExecutionRequested.timeout:type_name -> google.protobuf.Duration
-	15, // 3: verbatim.execution.v1.ExecutionRequested.grace:type_name -> google.protobuf.Duration
-	9,  // 4: verbatim.execution.v1.ExecutionRequested.labels:type_name -> verbatim.execution.v1.ExecutionRequested.LabelsEntry
-	10, // 5: verbatim.execution.v1.ExecutionRequested.secrets:type_name -> verbatim.execution.v1.ExecutionRequested.SecretsEntry
+	16, // 2: verbatim.execution.v1.ExecutionRequested.timeout:type_name -> google.protobuf.Duration
+	16, // 3: verbatim.execution.v1.ExecutionRequested.grace:type_name -> google.protobuf.Duration
+	10, // 4: verbatim.execution.v1.ExecutionRequested.labels:type_name -> verbatim.execution.v1.ExecutionRequested.LabelsEntry
+	11, // 5: verbatim.execution.v1.ExecutionRequested.secrets:type_name -> verbatim.execution.v1.ExecutionRequested.SecretsEntry
 	2,  // 6: verbatim.execution.v1.ExecutionRequested.stdin_upload:type_name -> verbatim.execution.v1.StdinUpload
-	11, // 7: verbatim.execution.v1.Command.environment:type_name -> verbatim.execution.v1.Command.EnvironmentEntry
-	12, // 8: verbatim.execution.v1.Prepared.environment:type_name -> verbatim.execution.v1.Prepared.EnvironmentEntry
-	15, // 9: verbatim.execution.v1.Prepared.timeout:type_name -> google.protobuf.Duration
-	15, // 10: verbatim.execution.v1.Prepared.grace:type_name -> google.protobuf.Duration
-	13, // 11: verbatim.execution.v1.Prepared.labels:type_name -> verbatim.execution.v1.Prepared.LabelsEntry
-	16, // 12: verbatim.execution.v1.Prepared.requested_at:type_name -> google.protobuf.Timestamp
-	14, // 13: verbatim.execution.v1.Prepared.secrets:type_name -> verbatim.execution.v1.Prepared.SecretsEntry
-	2,  // 14: verbatim.execution.v1.Prepared.stdin_upload:type_name -> verbatim.execution.v1.StdinUpload
-	0,  // 15: verbatim.execution.v1.PreparationFailed.reason:type_name -> verbatim.execution.v1.PreparationFailureReason
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	17, // 7: verbatim.execution.v1.ExecutionRequested.limits:type_name -> verbatim.execution.v1.Limits
+	12, // 8: verbatim.execution.v1.Command.environment:type_name -> verbatim.execution.v1.Command.EnvironmentEntry
+	13, // 9: verbatim.execution.v1.Prepared.environment:type_name -> verbatim.execution.v1.Prepared.EnvironmentEntry
+	16, // 10: verbatim.execution.v1.Prepared.timeout:type_name -> google.protobuf.Duration
+	16, // 11: verbatim.execution.v1.Prepared.grace:type_name -> google.protobuf.Duration
+	14, // 12: verbatim.execution.v1.Prepared.labels:type_name -> verbatim.execution.v1.Prepared.LabelsEntry
+	18, // 13: verbatim.execution.v1.Prepared.requested_at:type_name -> google.protobuf.Timestamp
+	15, // 14: verbatim.execution.v1.Prepared.secrets:type_name -> verbatim.execution.v1.Prepared.SecretsEntry
+	2,  // 15: verbatim.execution.v1.Prepared.stdin_upload:type_name -> verbatim.execution.v1.StdinUpload
+	17, // 16: verbatim.execution.v1.Prepared.limits:type_name -> verbatim.execution.v1.Limits
+	0,  // 17: verbatim.execution.v1.PreparationFailed.reason:type_name -> verbatim.execution.v1.PreparationFailureReason
+	18, // [18:18] is the sub-list for method output_type
+	18, // [18:18] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_verbatim_execution_v1_request_proto_init() }
@@ -868,6 +959,7 @@ func file_verbatim_execution_v1_request_proto_init() {
 	if File_verbatim_execution_v1_request_proto != nil {
 		return
 	}
+	file_verbatim_execution_v1_limits_proto_init()
 	file_verbatim_execution_v1_request_proto_msgTypes[0].OneofWrappers = []any{
 		(*ExecutionRequested_Action)(nil),
 		(*ExecutionRequested_Command)(nil),
@@ -878,7 +970,7 @@ func file_verbatim_execution_v1_request_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_verbatim_execution_v1_request_proto_rawDesc), len(file_verbatim_execution_v1_request_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
