@@ -107,13 +107,9 @@ func (s *Store) streamQuery(ctx context.Context, id string, attempt uint32, stre
 func attemptTypes() []string {
 	var types []string
 	for _, t := range events.Types() {
-<<<<<<< HEAD
 		switch t {
-		case events.TypeExecutionRequested, events.TypeCancelRequested, events.TypeStdinPart, events.TypeRunnerHeartbeat:
+		case events.TypeExecutionRequested, events.TypeCancelRequested, events.TypeStdinPart, events.TypeRunnerHeartbeat, events.TypeCordonRequested:
 		default:
-=======
-		if t != events.TypeExecutionRequested && t != events.TypeCancelRequested && !events.AboutRunner(t) {
->>>>>>> 3ccf52e (events: limits of an execution, CordonRequested, and why a start or an end had to be)
 			types = append(types, t)
 		}
 	}
