@@ -18,6 +18,7 @@ import (
 	"verbatim.dev/events"
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
 	"verbatim.dev/services/runner/journal"
+	"verbatim.dev/services/runner/mask"
 	"verbatim.dev/services/runner/outbox"
 	"verbatim.dev/services/runner/process"
 	"verbatim.dev/services/runner/protocol"
@@ -37,6 +38,10 @@ type attempt struct {
 
 	// hasSlot and claimed are written before the attempt runs.
 	hasSlot, claimed bool
+
+	// masker hides the values of the secrets that the process was given; nil hides nothing. It is set before run opens the
+	// spool, by every worker that has the attempt.
+	masker *mask.Masker
 
 	// past is what a former worker did, and goes on being kept: its digests are those of what was cut. journal and spool are open from
 	// the claim to the end.

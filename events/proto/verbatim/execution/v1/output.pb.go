@@ -72,7 +72,11 @@ func (Stream) EnumDescriptor() ([]byte, []int) {
 	return file_verbatim_execution_v1_output_proto_rawDescGZIP(), []int{0}
 }
 
-// OutputChunk carries consecutive bytes of one stream as they were written: no conversion, no lines.
+// OutputChunk carries consecutive bytes of one stream as they were written: no conversion, no lines. Only bytes of a secret
+// that the runner was given are other ones: each is an asterisk.
+//
+// Chunks of one stream come by rising offset. Those behind elided bytes come when the stream has ended, after everything
+// that the other stream had until then.
 type OutputChunk struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Stream Stream                 `protobuf:"varint,1,opt,name=stream,proto3,enum=verbatim.execution.v1.Stream" json:"stream,omitempty"`
@@ -262,14 +266,19 @@ type StreamSeal struct {
 	PublishedBytes uint64 `protobuf:"varint,3,opt,name=published_bytes,json=publishedBytes,proto3" json:"published_bytes,omitempty"`
 	// Ranges that were left out on purpose (stream limit), ascending, disjoint.
 	Elided []*ByteRange `protobuf:"bytes,4,rep,name=elided,proto3" json:"elided,omitempty"`
-	// SHA-256 of the captured bytes, 32 bytes. Empty when it could not be computed.
+	// SHA-256 of the captured bytes, 32 bytes. Empty when it could not be computed. Bytes of secrets count as the asterisks that
+	// stand for them: with a digest of what was written, somebody could try out short secrets.
 	Sha256 []byte `protobuf:"bytes,5,opt,name=sha256,proto3" json:"sha256,omitempty"`
 	// SHA-256 of the published bytes in the order of their offsets, 32 bytes. Equals sha256 when every byte was published unchanged.
 	PublishedSha256 []byte `protobuf:"bytes,6,opt,name=published_sha256,json=publishedSha256,proto3" json:"published_sha256,omitempty"`
 	// Another process still had the pipe open when the drain time was over.
 	PipeStillHeld bool `protobuf:"varint,7,opt,name=pipe_still_held,json=pipeStillHeld,proto3" json:"pipe_still_held,omitempty"`
 	// Ranges that were captured or known to exist and could not be kept.
-	Lost          []*ByteRange `protobuf:"bytes,8,rep,name=lost,proto3" json:"lost,omitempty"`
+	Lost []*ByteRange `protobuf:"bytes,8,rep,name=lost,proto3" json:"lost,omitempty"`
+	// How many separate runs of captured bytes were masked because they were secrets, also in elided ranges, and their bytes
+	// altogether.
+	MaskedRanges  uint64 `protobuf:"varint,9,opt,name=masked_ranges,json=maskedRanges,proto3" json:"masked_ranges,omitempty"`
+	MaskedBytes   uint64 `protobuf:"varint,10,opt,name=masked_bytes,json=maskedBytes,proto3" json:"masked_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -358,6 +367,20 @@ func (x *StreamSeal) GetLost() []*ByteRange {
 		return x.Lost
 	}
 	return nil
+}
+
+func (x *StreamSeal) GetMaskedRanges() uint64 {
+	if x != nil {
+		return x.MaskedRanges
+	}
+	return 0
+}
+
+func (x *StreamSeal) GetMaskedBytes() uint64 {
+	if x != nil {
+		return x.MaskedBytes
+	}
+	return 0
 }
 
 // ByteRange is the half-open range [start, end) of a stream.
@@ -544,7 +567,7 @@ const file_verbatim_execution_v1_output_proto_rawDesc = "" +
 	"\x06offset\x18\x02 \x01(\x04R\x06offset\x12\x14\n" +
 	"\x05cause\x18\x03 \x01(\tR\x05cause\"K\n" +
 	"\fOutputSealed\x12;\n" +
-	"\astreams\x18\x01 \x03(\v2!.verbatim.execution.v1.StreamSealR\astreams\"\xee\x02\n" +
+	"\astreams\x18\x01 \x03(\v2!.verbatim.execution.v1.StreamSealR\astreams\"\xb6\x03\n" +
 	"\n" +
 	"StreamSeal\x125\n" +
 	"\x06stream\x18\x01 \x01(\x0e2\x1d.verbatim.execution.v1.StreamR\x06stream\x12%\n" +
@@ -554,7 +577,10 @@ const file_verbatim_execution_v1_output_proto_rawDesc = "" +
 	"\x06sha256\x18\x05 \x01(\fR\x06sha256\x12)\n" +
 	"\x10published_sha256\x18\x06 \x01(\fR\x0fpublishedSha256\x12&\n" +
 	"\x0fpipe_still_held\x18\a \x01(\bR\rpipeStillHeld\x124\n" +
-	"\x04lost\x18\b \x03(\v2 .verbatim.execution.v1.ByteRangeR\x04lost\"3\n" +
+	"\x04lost\x18\b \x03(\v2 .verbatim.execution.v1.ByteRangeR\x04lost\x12#\n" +
+	"\rmasked_ranges\x18\t \x01(\x04R\fmaskedRanges\x12!\n" +
+	"\fmasked_bytes\x18\n" +
+	" \x01(\x04R\vmaskedBytes\"3\n" +
 	"\tByteRange\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\x04R\x03end\"O\n" +

@@ -109,7 +109,9 @@ type ExecutionRequested struct {
 	// Where the bytes for the standard input lie when they are too many for a request. Then stdin is empty.
 	StdinUpload *StdinUpload `protobuf:"bytes,9,opt,name=stdin_upload,json=stdinUpload,proto3" json:"stdin_upload,omitempty"`
 	// Bounds and identity of the process. Absent: the runner's own.
-	Limits        *Limits `protobuf:"bytes,10,opt,name=limits,proto3" json:"limits,omitempty"`
+	Limits *Limits `protobuf:"bytes,10,opt,name=limits,proto3" json:"limits,omitempty"`
+	// How much of each output stream is published. Absent: the first 2 MiB and the last 8 MiB.
+	OutputLimit   *OutputLimit `protobuf:"bytes,11,opt,name=output_limit,json=outputLimit,proto3" json:"output_limit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -225,6 +227,13 @@ func (x *ExecutionRequested) GetLimits() *Limits {
 	return nil
 }
 
+func (x *ExecutionRequested) GetOutputLimit() *OutputLimit {
+	if x != nil {
+		return x.OutputLimit
+	}
+	return nil
+}
+
 type isExecutionRequested_What interface {
 	isExecutionRequested_What()
 }
@@ -240,6 +249,71 @@ type ExecutionRequested_Command struct {
 func (*ExecutionRequested_Action) isExecutionRequested_What() {}
 
 func (*ExecutionRequested_Command) isExecutionRequested_What() {}
+
+// OutputLimit says how much of each output stream is published when a process writes much: its beginning and its end. What
+// lies between is read, counted and digested, and listed as elided by the seal. A process is never ended for writing much.
+type OutputLimit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Everything is published. The other fields then say nothing.
+	None bool `protobuf:"varint,1,opt,name=none,proto3" json:"none,omitempty"`
+	// Bytes from the beginning, published as they come.
+	HeadBytes uint64 `protobuf:"varint,2,opt,name=head_bytes,json=headBytes,proto3" json:"head_bytes,omitempty"`
+	// Bytes before the end, published when the stream has ended; at most 8 MiB, since readers keep them until the seal.
+	TailBytes     uint64 `protobuf:"varint,3,opt,name=tail_bytes,json=tailBytes,proto3" json:"tail_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OutputLimit) Reset() {
+	*x = OutputLimit{}
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OutputLimit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OutputLimit) ProtoMessage() {}
+
+func (x *OutputLimit) ProtoReflect() protoreflect.Message {
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OutputLimit.ProtoReflect.Descriptor instead.
+func (*OutputLimit) Descriptor() ([]byte, []int) {
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *OutputLimit) GetNone() bool {
+	if x != nil {
+		return x.None
+	}
+	return false
+}
+
+func (x *OutputLimit) GetHeadBytes() uint64 {
+	if x != nil {
+		return x.HeadBytes
+	}
+	return 0
+}
+
+func (x *OutputLimit) GetTailBytes() uint64 {
+	if x != nil {
+		return x.TailBytes
+	}
+	return 0
+}
 
 // StdinUpload says where bytes for a process's standard input lie that are too many for a request.
 type StdinUpload struct {
@@ -258,7 +332,7 @@ type StdinUpload struct {
 
 func (x *StdinUpload) Reset() {
 	*x = StdinUpload{}
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[1]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -270,7 +344,7 @@ func (x *StdinUpload) String() string {
 func (*StdinUpload) ProtoMessage() {}
 
 func (x *StdinUpload) ProtoReflect() protoreflect.Message {
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[1]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -283,7 +357,7 @@ func (x *StdinUpload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdinUpload.ProtoReflect.Descriptor instead.
 func (*StdinUpload) Descriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{1}
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *StdinUpload) GetUpload() string {
@@ -334,7 +408,7 @@ type StdinPart struct {
 
 func (x *StdinPart) Reset() {
 	*x = StdinPart{}
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[2]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -346,7 +420,7 @@ func (x *StdinPart) String() string {
 func (*StdinPart) ProtoMessage() {}
 
 func (x *StdinPart) ProtoReflect() protoreflect.Message {
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[2]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -359,7 +433,7 @@ func (x *StdinPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdinPart.ProtoReflect.Descriptor instead.
 func (*StdinPart) Descriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{2}
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *StdinPart) GetOffset() uint64 {
@@ -388,7 +462,7 @@ type Action struct {
 
 func (x *Action) Reset() {
 	*x = Action{}
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[3]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -400,7 +474,7 @@ func (x *Action) String() string {
 func (*Action) ProtoMessage() {}
 
 func (x *Action) ProtoReflect() protoreflect.Message {
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[3]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -413,7 +487,7 @@ func (x *Action) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Action.ProtoReflect.Descriptor instead.
 func (*Action) Descriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{3}
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Action) GetName() string {
@@ -445,7 +519,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[4]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -457,7 +531,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[4]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -470,7 +544,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{4}
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Command) GetArgv() []string {
@@ -505,7 +579,7 @@ type CancelRequested struct {
 
 func (x *CancelRequested) Reset() {
 	*x = CancelRequested{}
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[5]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -517,7 +591,7 @@ func (x *CancelRequested) String() string {
 func (*CancelRequested) ProtoMessage() {}
 
 func (x *CancelRequested) ProtoReflect() protoreflect.Message {
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[5]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -530,7 +604,7 @@ func (x *CancelRequested) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequested.ProtoReflect.Descriptor instead.
 func (*CancelRequested) Descriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{5}
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CancelRequested) GetRequestedBy() string {
@@ -561,7 +635,7 @@ type CordonRequested struct {
 
 func (x *CordonRequested) Reset() {
 	*x = CordonRequested{}
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[6]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -573,7 +647,7 @@ func (x *CordonRequested) String() string {
 func (*CordonRequested) ProtoMessage() {}
 
 func (x *CordonRequested) ProtoReflect() protoreflect.Message {
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[6]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -586,7 +660,7 @@ func (x *CordonRequested) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonRequested.ProtoReflect.Descriptor instead.
 func (*CordonRequested) Descriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{6}
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CordonRequested) GetCordoned() bool {
@@ -625,16 +699,18 @@ type Prepared struct {
 	RequestedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=requested_at,json=requestedAt,proto3" json:"requested_at,omitempty"`
 	RequestedBy string                 `protobuf:"bytes,10,opt,name=requested_by,json=requestedBy,proto3" json:"requested_by,omitempty"`
 	// As in ExecutionRequested.
-	Secrets       map[string][]byte `protobuf:"bytes,11,rep,name=secrets,proto3" json:"secrets,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	StdinUpload   *StdinUpload      `protobuf:"bytes,12,opt,name=stdin_upload,json=stdinUpload,proto3" json:"stdin_upload,omitempty"`
-	Limits        *Limits           `protobuf:"bytes,13,opt,name=limits,proto3" json:"limits,omitempty"`
+	Secrets     map[string][]byte `protobuf:"bytes,11,rep,name=secrets,proto3" json:"secrets,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	StdinUpload *StdinUpload      `protobuf:"bytes,12,opt,name=stdin_upload,json=stdinUpload,proto3" json:"stdin_upload,omitempty"`
+	Limits      *Limits           `protobuf:"bytes,13,opt,name=limits,proto3" json:"limits,omitempty"`
+	// Absent: the first 2 MiB and the last 8 MiB.
+	OutputLimit   *OutputLimit `protobuf:"bytes,14,opt,name=output_limit,json=outputLimit,proto3" json:"output_limit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Prepared) Reset() {
 	*x = Prepared{}
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[7]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -646,7 +722,7 @@ func (x *Prepared) String() string {
 func (*Prepared) ProtoMessage() {}
 
 func (x *Prepared) ProtoReflect() protoreflect.Message {
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[7]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -659,7 +735,7 @@ func (x *Prepared) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prepared.ProtoReflect.Descriptor instead.
 func (*Prepared) Descriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{7}
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Prepared) GetArgv() []string {
@@ -753,6 +829,13 @@ func (x *Prepared) GetLimits() *Limits {
 	return nil
 }
 
+func (x *Prepared) GetOutputLimit() *OutputLimit {
+	if x != nil {
+		return x.OutputLimit
+	}
+	return nil
+}
+
 // PreparationFailed says why no launch spec could be made. The attempt ends with it.
 type PreparationFailed struct {
 	state  protoimpl.MessageState   `protogen:"open.v1"`
@@ -765,7 +848,7 @@ type PreparationFailed struct {
 
 func (x *PreparationFailed) Reset() {
 	*x = PreparationFailed{}
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[8]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -777,7 +860,7 @@ func (x *PreparationFailed) String() string {
 func (*PreparationFailed) ProtoMessage() {}
 
 func (x *PreparationFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[8]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -790,7 +873,7 @@ func (x *PreparationFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreparationFailed.ProtoReflect.Descriptor instead.
 func (*PreparationFailed) Descriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{8}
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PreparationFailed) GetReason() PreparationFailureReason {
@@ -811,7 +894,7 @@ var File_verbatim_execution_v1_request_proto protoreflect.FileDescriptor
 
 const file_verbatim_execution_v1_request_proto_rawDesc = "" +
 	"\n" +
-	"#verbatim/execution/v1/request.proto\x12\x15verbatim.execution.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"verbatim/execution/v1/limits.proto\"\xc6\x05\n" +
+	"#verbatim/execution/v1/request.proto\x12\x15verbatim.execution.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"verbatim/execution/v1/limits.proto\"\x8d\x06\n" +
 	"\x12ExecutionRequested\x127\n" +
 	"\x06action\x18\x01 \x01(\v2\x1d.verbatim.execution.v1.ActionH\x00R\x06action\x12:\n" +
 	"\acommand\x18\x02 \x01(\v2\x1e.verbatim.execution.v1.CommandH\x00R\acommand\x123\n" +
@@ -823,14 +906,21 @@ const file_verbatim_execution_v1_request_proto_rawDesc = "" +
 	"\asecrets\x18\b \x03(\v26.verbatim.execution.v1.ExecutionRequested.SecretsEntryR\asecrets\x12E\n" +
 	"\fstdin_upload\x18\t \x01(\v2\".verbatim.execution.v1.StdinUploadR\vstdinUpload\x125\n" +
 	"\x06limits\x18\n" +
-	" \x01(\v2\x1d.verbatim.execution.v1.LimitsR\x06limits\x1a9\n" +
+	" \x01(\v2\x1d.verbatim.execution.v1.LimitsR\x06limits\x12E\n" +
+	"\foutput_limit\x18\v \x01(\v2\".verbatim.execution.v1.OutputLimitR\voutputLimit\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a:\n" +
 	"\fSecretsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01B\x06\n" +
-	"\x04what\"\x9e\x01\n" +
+	"\x04what\"_\n" +
+	"\vOutputLimit\x12\x12\n" +
+	"\x04none\x18\x01 \x01(\bR\x04none\x12\x1d\n" +
+	"\n" +
+	"head_bytes\x18\x02 \x01(\x04R\theadBytes\x12\x1d\n" +
+	"\n" +
+	"tail_bytes\x18\x03 \x01(\x04R\ttailBytes\"\x9e\x01\n" +
 	"\vStdinUpload\x12\x16\n" +
 	"\x06upload\x18\x01 \x01(\tR\x06upload\x12!\n" +
 	"\fstart_offset\x18\x02 \x01(\x03R\vstartOffset\x12\x1d\n" +
@@ -858,7 +948,7 @@ const file_verbatim_execution_v1_request_proto_rawDesc = "" +
 	"\x0fCordonRequested\x12\x1a\n" +
 	"\bcordoned\x18\x01 \x01(\bR\bcordoned\x12!\n" +
 	"\frequested_by\x18\x02 \x01(\tR\vrequestedBy\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xc8\x06\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x8f\a\n" +
 	"\bPrepared\x12\x12\n" +
 	"\x04argv\x18\x01 \x03(\tR\x04argv\x12R\n" +
 	"\venvironment\x18\x02 \x03(\v20.verbatim.execution.v1.Prepared.EnvironmentEntryR\venvironment\x12\x1c\n" +
@@ -873,7 +963,8 @@ const file_verbatim_execution_v1_request_proto_rawDesc = "" +
 	" \x01(\tR\vrequestedBy\x12F\n" +
 	"\asecrets\x18\v \x03(\v2,.verbatim.execution.v1.Prepared.SecretsEntryR\asecrets\x12E\n" +
 	"\fstdin_upload\x18\f \x01(\v2\".verbatim.execution.v1.StdinUploadR\vstdinUpload\x125\n" +
-	"\x06limits\x18\r \x01(\v2\x1d.verbatim.execution.v1.LimitsR\x06limits\x1a>\n" +
+	"\x06limits\x18\r \x01(\v2\x1d.verbatim.execution.v1.LimitsR\x06limits\x12E\n" +
+	"\foutput_limit\x18\x0e \x01(\v2\".verbatim.execution.v1.OutputLimitR\voutputLimit\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
@@ -906,52 +997,55 @@ func file_verbatim_execution_v1_request_proto_rawDescGZIP() []byte {
 }
 
 var file_verbatim_execution_v1_request_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_verbatim_execution_v1_request_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_verbatim_execution_v1_request_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_verbatim_execution_v1_request_proto_goTypes = []any{
 	(PreparationFailureReason)(0), // 0: verbatim.execution.v1.PreparationFailureReason
 	(*ExecutionRequested)(nil),    // 1: verbatim.execution.v1.ExecutionRequested
-	(*StdinUpload)(nil),           // 2: verbatim.execution.v1.StdinUpload
-	(*StdinPart)(nil),             // 3: verbatim.execution.v1.StdinPart
-	(*Action)(nil),                // 4: verbatim.execution.v1.Action
-	(*Command)(nil),               // 5: verbatim.execution.v1.Command
-	(*CancelRequested)(nil),       // 6: verbatim.execution.v1.CancelRequested
-	(*CordonRequested)(nil),       // 7: verbatim.execution.v1.CordonRequested
-	(*Prepared)(nil),              // 8: verbatim.execution.v1.Prepared
-	(*PreparationFailed)(nil),     // 9: verbatim.execution.v1.PreparationFailed
-	nil,                           // 10: verbatim.execution.v1.ExecutionRequested.LabelsEntry
-	nil,                           // 11: verbatim.execution.v1.ExecutionRequested.SecretsEntry
-	nil,                           // 12: verbatim.execution.v1.Command.EnvironmentEntry
-	nil,                           // 13: verbatim.execution.v1.Prepared.EnvironmentEntry
-	nil,                           // 14: verbatim.execution.v1.Prepared.LabelsEntry
-	nil,                           // 15: verbatim.execution.v1.Prepared.SecretsEntry
-	(*durationpb.Duration)(nil),   // 16: google.protobuf.Duration
-	(*Limits)(nil),                // 17: verbatim.execution.v1.Limits
-	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
+	(*OutputLimit)(nil),           // 2: verbatim.execution.v1.OutputLimit
+	(*StdinUpload)(nil),           // 3: verbatim.execution.v1.StdinUpload
+	(*StdinPart)(nil),             // 4: verbatim.execution.v1.StdinPart
+	(*Action)(nil),                // 5: verbatim.execution.v1.Action
+	(*Command)(nil),               // 6: verbatim.execution.v1.Command
+	(*CancelRequested)(nil),       // 7: verbatim.execution.v1.CancelRequested
+	(*CordonRequested)(nil),       // 8: verbatim.execution.v1.CordonRequested
+	(*Prepared)(nil),              // 9: verbatim.execution.v1.Prepared
+	(*PreparationFailed)(nil),     // 10: verbatim.execution.v1.PreparationFailed
+	nil,                           // 11: verbatim.execution.v1.ExecutionRequested.LabelsEntry
+	nil,                           // 12: verbatim.execution.v1.ExecutionRequested.SecretsEntry
+	nil,                           // 13: verbatim.execution.v1.Command.EnvironmentEntry
+	nil,                           // 14: verbatim.execution.v1.Prepared.EnvironmentEntry
+	nil,                           // 15: verbatim.execution.v1.Prepared.LabelsEntry
+	nil,                           // 16: verbatim.execution.v1.Prepared.SecretsEntry
+	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
+	(*Limits)(nil),                // 18: verbatim.execution.v1.Limits
+	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
 }
 var file_verbatim_execution_v1_request_proto_depIdxs = []int32{
-	4,  // 0: verbatim.execution.v1.ExecutionRequested.action:type_name -> verbatim.execution.v1.Action
-	5,  // 1: verbatim.execution.v1.ExecutionRequested.command:type_name -> verbatim.execution.v1.Command
-	16, // 2: verbatim.execution.v1.ExecutionRequested.timeout:type_name -> google.protobuf.Duration
-	16, // 3: verbatim.execution.v1.ExecutionRequested.grace:type_name -> google.protobuf.Duration
-	10, // 4: verbatim.execution.v1.ExecutionRequested.labels:type_name -> verbatim.execution.v1.ExecutionRequested.LabelsEntry
-	11, // 5: verbatim.execution.v1.ExecutionRequested.secrets:type_name -> verbatim.execution.v1.ExecutionRequested.SecretsEntry
-	2,  // 6: verbatim.execution.v1.ExecutionRequested.stdin_upload:type_name -> verbatim.execution.v1.StdinUpload
-	17, // 7: verbatim.execution.v1.ExecutionRequested.limits:type_name -> verbatim.execution.v1.Limits
-	12, // 8: verbatim.execution.v1.Command.environment:type_name -> verbatim.execution.v1.Command.EnvironmentEntry
-	13, // 9: verbatim.execution.v1.Prepared.environment:type_name -> verbatim.execution.v1.Prepared.EnvironmentEntry
-	16, // 10: verbatim.execution.v1.Prepared.timeout:type_name -> google.protobuf.Duration
-	16, // 11: verbatim.execution.v1.Prepared.grace:type_name -> google.protobuf.Duration
-	14, // 12: verbatim.execution.v1.Prepared.labels:type_name -> verbatim.execution.v1.Prepared.LabelsEntry
-	18, // 13: verbatim.execution.v1.Prepared.requested_at:type_name -> google.protobuf.Timestamp
-	15, // 14: verbatim.execution.v1.Prepared.secrets:type_name -> verbatim.execution.v1.Prepared.SecretsEntry
-	2,  // 15: verbatim.execution.v1.Prepared.stdin_upload:type_name -> verbatim.execution.v1.StdinUpload
-	17, // 16: verbatim.execution.v1.Prepared.limits:type_name -> verbatim.execution.v1.Limits
-	0,  // 17: verbatim.execution.v1.PreparationFailed.reason:type_name -> verbatim.execution.v1.PreparationFailureReason
-	18, // [18:18] is the sub-list for method output_type
-	18, // [18:18] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	5,  // 0: verbatim.execution.v1.ExecutionRequested.action:type_name -> verbatim.execution.v1.Action
+	6,  // 1: verbatim.execution.v1.ExecutionRequested.command:type_name -> verbatim.execution.v1.Command
+	17, // 2: verbatim.execution.v1.ExecutionRequested.timeout:type_name -> google.protobuf.Duration
+	17, // 3: verbatim.execution.v1.ExecutionRequested.grace:type_name -> google.protobuf.Duration
+	11, // 4: verbatim.execution.v1.ExecutionRequested.labels:type_name -> verbatim.execution.v1.ExecutionRequested.LabelsEntry
+	12, // 5: verbatim.execution.v1.ExecutionRequested.secrets:type_name -> verbatim.execution.v1.ExecutionRequested.SecretsEntry
+	3,  // 6: verbatim.execution.v1.ExecutionRequested.stdin_upload:type_name -> verbatim.execution.v1.StdinUpload
+	18, // 7: verbatim.execution.v1.ExecutionRequested.limits:type_name -> verbatim.execution.v1.Limits
+	2,  // 8: verbatim.execution.v1.ExecutionRequested.output_limit:type_name -> verbatim.execution.v1.OutputLimit
+	13, // 9: verbatim.execution.v1.Command.environment:type_name -> verbatim.execution.v1.Command.EnvironmentEntry
+	14, // 10: verbatim.execution.v1.Prepared.environment:type_name -> verbatim.execution.v1.Prepared.EnvironmentEntry
+	17, // 11: verbatim.execution.v1.Prepared.timeout:type_name -> google.protobuf.Duration
+	17, // 12: verbatim.execution.v1.Prepared.grace:type_name -> google.protobuf.Duration
+	15, // 13: verbatim.execution.v1.Prepared.labels:type_name -> verbatim.execution.v1.Prepared.LabelsEntry
+	19, // 14: verbatim.execution.v1.Prepared.requested_at:type_name -> google.protobuf.Timestamp
+	16, // 15: verbatim.execution.v1.Prepared.secrets:type_name -> verbatim.execution.v1.Prepared.SecretsEntry
+	3,  // 16: verbatim.execution.v1.Prepared.stdin_upload:type_name -> verbatim.execution.v1.StdinUpload
+	18, // 17: verbatim.execution.v1.Prepared.limits:type_name -> verbatim.execution.v1.Limits
+	2,  // 18: verbatim.execution.v1.Prepared.output_limit:type_name -> verbatim.execution.v1.OutputLimit
+	0,  // 19: verbatim.execution.v1.PreparationFailed.reason:type_name -> verbatim.execution.v1.PreparationFailureReason
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_verbatim_execution_v1_request_proto_init() }
@@ -970,7 +1064,7 @@ func file_verbatim_execution_v1_request_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_verbatim_execution_v1_request_proto_rawDesc), len(file_verbatim_execution_v1_request_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
