@@ -31,14 +31,15 @@ Start everything on this machine with "verbatim up", then "verbatim run -- COMMA
 Exit codes: 0 success, 1 failure, 2 wrong usage or configuration. "verbatim run" exits with the process's own code.`
 
 type grammar struct {
-	Up     upCommand     `cmd:"" group:"Run it here:" help:"Run every service, an embedded Kafka and an embedded ClickHouse in this process."`
-	Run    runCommand    `cmd:"" group:"Executions:" help:"Run a command and follow its output."`
-	Get    getCommand    `cmd:"" group:"Executions:" help:"Show one execution's row."`
-	List   listCommand   `cmd:"" group:"Executions:" help:"List executions, the newest first."`
-	Logs   logsCommand   `cmd:"" group:"Executions:" help:"Write an execution's output, byte for byte."`
-	Events eventsCommand `cmd:"" group:"Executions:" help:"Show an execution's events."`
-	Cancel cancelCommand `cmd:"" group:"Executions:" help:"Ask to stop an execution."`
-	Query  queryCommand  `cmd:"" group:"Executions:" help:"Ask the database in SQL (read only)."`
+	Up      upCommand      `cmd:"" group:"Run it here:" help:"Run every service, an embedded Kafka and an embedded ClickHouse in this process."`
+	Run     runCommand     `cmd:"" group:"Executions:" help:"Run a command and follow its output."`
+	Get     getCommand     `cmd:"" group:"Executions:" help:"Show one execution's row."`
+	List    listCommand    `cmd:"" group:"Executions:" help:"List executions, the newest first."`
+	Logs    logsCommand    `cmd:"" group:"Executions:" help:"Write an execution's output, byte for byte."`
+	Events  eventsCommand  `cmd:"" group:"Executions:" help:"Show an execution's events."`
+	Cancel  cancelCommand  `cmd:"" group:"Executions:" help:"Ask to stop an execution."`
+	Runners runnersCommand `cmd:"" group:"Executions:" help:"List the runners and what they run."`
+	Query   queryCommand   `cmd:"" group:"Executions:" help:"Ask the database in SQL (read only)."`
 
 	Preparer  preparerCommand  `cmd:"" group:"Services, each by itself:" help:"Turn requests into launch specs."`
 	Runner    runnerCommand    `cmd:"" group:"Services, each by itself:" help:"Run processes and publish what they do."`

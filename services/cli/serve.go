@@ -46,7 +46,7 @@ func (f runnerFlags) config(b wiring.Base) (runner.Config, error) {
 		f.ID = host
 	}
 	c := runner.Config{
-		ID: f.ID, Host: host, DataDir: filepath.Join(f.DataDir, "runner-"+f.ID), Slots: f.Slots, Grace: f.Grace,
+		ID: f.ID, Host: host, Version: version(), DataDir: filepath.Join(f.DataDir, "runner-"+f.ID), Slots: f.Slots, Grace: f.Grace,
 		Logger: b.Logger, Registry: b.Registry,
 	}
 	return c, c.Validate()

@@ -154,6 +154,13 @@ func (c *Client) Query(ctx context.Context, sql, format string) (io.ReadCloser, 
 	return resp.Body, nil
 }
 
+// Runners returns the runners of which something was heard in the last minutes, by id.
+func (c *Client) Runners(ctx context.Context) ([]api.Runner, error) {
+	var out api.RunnersResponse
+	_, err := c.call(ctx, request{method: http.MethodGet, path: "/v1/runners"}, &out)
+	return out.Runners, err
+}
+
 // Ready asks whether everything the server needs works. A server that is up and not ready is no error.
 func (c *Client) Ready(ctx context.Context) (api.Health, error) {
 	u := *c.server

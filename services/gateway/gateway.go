@@ -21,6 +21,7 @@ import (
 	"verbatim.dev/projections/clickhouse"
 	"verbatim.dev/projections/execution"
 	"verbatim.dev/services/gateway/barrier"
+	"verbatim.dev/services/gateway/fleet"
 	"verbatim.dev/services/gateway/tail"
 )
 
@@ -60,6 +61,8 @@ type Deps struct {
 	Publisher Publisher
 	Offsets   barrier.Offsets
 	Log       tail.Log
+	// Fleet knows the runners. nil: none are known.
+	Fleet *fleet.Fleet
 	// Checks are added to the gateway's own (kafka and clickhouse_http).
 	Checks []Check
 }
@@ -100,6 +103,9 @@ func New(c Config, d Deps) (*Gateway, error) {
 	}
 	if d.Rows == nil || d.Archive == nil || d.Publisher == nil || d.Offsets == nil || d.Log == nil {
 		return nil, errors.New("gateway: a dependency is missing")
+	}
+	if d.Fleet == nil {
+		d.Fleet = fleet.New()
 	}
 	m, err := newMetrics(c.Registry)
 	if err != nil {

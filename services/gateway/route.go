@@ -32,6 +32,7 @@ func (g *Gateway) register(api huma.API) {
 	query.Responses = streamed("*/*")
 	huma.Register(api, query, g.query)
 
+	huma.Register(api, read("runners", "/v1/runners", "List the runners", ""), g.runners)
 	huma.Register(api, read("list", "/v1/executions", "List executions, newest first", ""), g.list)
 	huma.Register(api, read("get", "/v1/executions/{id}", "Read an execution's row", ""), g.get)
 	huma.Register(api, read("output", "/v1/executions/{id}/output/{stream}", "Read the exact bytes of a stream", "application/octet-stream"), g.output)

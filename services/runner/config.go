@@ -23,6 +23,8 @@ type Config struct {
 	ID string
 	// Host is the machine's name, for people. Default: what the system says.
 	Host string
+	// Version of the program, for people.
+	Version string
 	// DataDir holds what is known of attempts that are not over, and the working directories of those that name none. Absolute;
 	// it is made when it does not exist. Only one runner at a time works on it.
 	DataDir string

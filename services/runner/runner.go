@@ -8,8 +8,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"filippo.io/age"
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"verbatim.dev/events"
@@ -54,6 +56,8 @@ type Runner struct {
 	claim    Claim
 	metrics  *metrics
 	slots    chan struct{}
+	key      *age.X25519Identity // For secrets.
+	cordoned atomic.Bool         // Somebody said that it takes no new attempts.
 
 	// stopped: no new ones. shutdown: end them. hurry: kill them. life ends: nothing is published any more.
 	stopped, shutdown, hurry             chan struct{}
@@ -66,6 +70,7 @@ type Runner struct {
 	known    *recent[struct{}]   // Keys of attempts that were claimed here.
 	cancels  *recent[cancellation]
 	stopping bool
+	heart    *heart         // nil before Beat and after Stop.
 	busy     sync.WaitGroup // One for each of attempts.
 
 	busyHost  sync.WaitGroup
@@ -99,7 +104,10 @@ func New(c Config, p Publisher, claim Claim) (*Runner, error) {
 		return nil, err
 	}
 	var err error
-	if r.metrics, err = newMetrics(c.Registry); err != nil {
+	if r.key, err = openKey(c.DataDir); err == nil {
+		r.metrics, err = newMetrics(c.Registry)
+	}
+	if err != nil {
 		r.close()
 		return nil, err
 	}

@@ -18,6 +18,7 @@ func (r *Runner) Stop(ctx context.Context) error {
 	left := len(r.attempts)
 	r.mu.Unlock()
 	r.closeStopped()
+	r.AnnounceSoon()
 	r.config.Logger.InfoContext(ctx, "runner stops", "runner", r.config.ID, "attempts", left)
 
 	idle := make(chan struct{})
@@ -48,6 +49,7 @@ func (r *Runner) Stop(ctx context.Context) error {
 	select {
 	case <-idle:
 	case <-time.After(lastWait):
+		r.lastBeat()
 		return fmt.Errorf("stop runner: time is up, and some attempts do not end: %v", r.Running())
 	}
 	return r.over(left)
@@ -58,6 +60,7 @@ func (r *Runner) Stop(ctx context.Context) error {
 const lastWait = 5 * time.Second
 
 func (r *Runner) over(left int) error {
+	r.lastBeat()
 	r.abort(ErrStopping) // Frees the context; nobody waits on it any more.
 	r.close()
 	if left > 0 {

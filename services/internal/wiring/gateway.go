@@ -8,6 +8,7 @@ import (
 	"verbatim.dev/events/kafka"
 	"verbatim.dev/projections/clickhouse"
 	"verbatim.dev/services/gateway"
+	"verbatim.dev/services/gateway/fleet"
 )
 
 // Front is the gateway with what it stands on.
@@ -20,6 +21,7 @@ type Front struct {
 	publisher *kafka.Publisher
 	admin     *kafka.Admin
 	store     *clickhouse.Store
+	runners   *heartbeats
 }
 
 // Gateway returns the gateway. Config's Logger, Registry and (when empty) ClickHouseURL are filled in.
@@ -55,12 +57,16 @@ func (f *Front) start(ctx context.Context) (err error) {
 	if f.publisher, err = newPublisher(f.Kafka); err != nil {
 		return err
 	}
+	known := fleet.New()
+	if f.runners, err = startHeartbeats(ctx, f.Base, f.admin, known); err != nil {
+		return err
+	}
 	var checks []gateway.Check
 	for name, check := range f.Checks.All() {
 		checks = append(checks, gateway.Check{Name: name, Check: check})
 	}
 	f.gateway, err = gateway.New(f.config, gateway.Deps{
-		Rows: f.store, Archive: f.store, Publisher: f.publisher, Offsets: f.admin, Log: gateway.NewLog(f.Kafka, f.admin), Checks: checks,
+		Rows: f.store, Archive: f.store, Publisher: f.publisher, Offsets: f.admin, Log: gateway.NewLog(f.Kafka, f.admin), Fleet: known, Checks: checks,
 	})
 	if err != nil {
 		return err
@@ -81,6 +87,9 @@ func (f *Front) Stop(ctx context.Context) error {
 
 func (f *Front) close() error {
 	var errs []error
+	if f.runners != nil {
+		f.runners.stop()
+	}
 	if f.publisher != nil {
 		errs = append(errs, f.publisher.Close())
 	}

@@ -128,6 +128,7 @@ func runnerNode(b Base, c runner.Config) *node {
 		if err := r.Recover(ctx); err != nil {
 			return nil, errors.Join(err, control.stop())
 		}
+		r.Beat()
 		n.drain = func(ctx context.Context) error {
 			err := r.Stop(ctx)
 			return errors.Join(err, control.stop())
