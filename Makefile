@@ -35,6 +35,11 @@ soak-transport: ## 5 minutes of consumers coming and going while the broker is k
 	@scripts/soak-transport embedded 5m
 	@scripts/soak-transport apache 5m
 
+.PHONY: kill-loop
+kill-loop: deps ## kill worker, broker, supervisor and stack hundreds of times under load, and compare every byte
+	@scripts/kill-loop embedded
+	@scripts/kill-loop apache
+
 .PHONY: bench-transport
 bench-transport: ## the transport beside kafka-go alone, in one run
 	@scripts/bench-transport
