@@ -402,52 +402,82 @@ func playSupervisor() int {
 	return 0
 }
 
-// The worker is killed again and again, at random moments, while processes write known bytes to both streams.
+// The worker is killed again and again, at random moments, while processes write known bytes to both streams. As long as
+// there are kills to come, a new execution takes the place of each that is over.
 func TestKillLoop(t *testing.T) {
-	const attempts, kills, size = 40, 50, 600_000
+	const running, kills, size = 16, 30, 400_000
 	s := newStage(t, "")
 	want := make(map[string]int)
-	for i := range attempts {
+	var open []string
+	begin := func() string {
+		i := len(want) % 90
 		spec := child(fmt.Sprintf("slow-noise:%d:%d", size, i))
 		spec.Stdin = noise(byte(i), 100_000+i)
-		want[s.start(t, spec)] = i
+		id := s.start(t, spec)
+		want[id] = i
+		return id
 	}
-	killed, last := 0, 0
-	for deadline := time.Now().Add(2 * patience); killed < kills && time.Now().Before(deadline); {
-		<-time.After(time.Duration(20+rand.IntN(480)) * time.Millisecond)
-		if pid := s.worker(); pid != 0 && pid != last {
-			last = pid
-			if syscall.Kill(pid, syscall.SIGKILL) == nil {
-				killed++
+	for range running {
+		open = append(open, begin())
+	}
+	last := 0
+	for kill := range kills {
+		var pid int
+		eventually(t, "another worker is there", func() bool {
+			pid = s.worker()
+			return pid != 0 && pid != last
+		})
+		if kill%3 == 0 { // In the middle of its start, perhaps.
+			<-time.After(time.Duration(rand.IntN(200)) * time.Millisecond)
+		} else { // At work, however slow the machine is.
+			facts := s.log.count() + 1 + rand.IntN(40)
+			eventually(t, "the worker publishes", func() bool { return s.log.count() >= facts })
+		}
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatalf("worker is gone already: %v", err)
+		}
+		last = pid
+		for i, id := range open {
+			if s.sealed(id) {
+				open[i] = begin()
 			}
 		}
 	}
-	running := 0
 	for id, i := range want {
-		if !s.sealed(id) {
-			running++
-		}
-		story := s.log.tell(t, id)
-		if got := one[*executionv1.ProcessExited](t, story).GetExitCode(); got != int32(i) {
-			t.Errorf("%s: exit code %d, want %d", id, got, i)
-		}
-		for seed, stream := range map[byte]executionv1.Stream{1: stdout, 2: stderr} {
-			if !bytes.Equal(story.output[stream], noise(seed, size)) {
-				t.Errorf("%s: %s has %d bytes, not the ones that were written", id, stream, len(story.output[stream]))
-			}
-		}
-		if n := len(all[*executionv1.ProcessStarted](story)); n != 1 {
-			t.Errorf("%s: started %d times", id, n)
-		}
-		if n := len(all[*executionv1.StdinWriteFailed](story)); n != 0 {
-			t.Errorf("%s: stdin was not taken whole", id)
-		}
-		s.same(t, id)
+		s.wants(t, id, i, size)
 	}
-	t.Logf("%d kills over %d attempts, %d still ran after the last one", killed, attempts, running)
-	if killed < kills {
-		t.Errorf("%d kills, want %d", killed, kills)
+	t.Logf("%d kills over %d attempts", kills, len(want))
+}
+
+// count is how many facts were published, resends too.
+func (l *log) count() (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, ids := range l.calls {
+		n += len(ids)
 	}
+	return n
+}
+
+// wants checks one attempt of the kill loop.
+func (s *stage) wants(t *testing.T, id string, code, size int) {
+	t.Helper()
+	story := s.log.tell(t, id)
+	if got := one[*executionv1.ProcessExited](t, story).GetExitCode(); got != int32(code) {
+		t.Errorf("%s: exit code %d, want %d", id, got, code)
+	}
+	for seed, stream := range map[byte]executionv1.Stream{1: stdout, 2: stderr} {
+		if !bytes.Equal(story.output[stream], noise(seed, size)) {
+			t.Errorf("%s: %s has %d bytes, not the ones that were written", id, stream, len(story.output[stream]))
+		}
+	}
+	if n := len(all[*executionv1.ProcessStarted](story)); n != 1 {
+		t.Errorf("%s: started %d times", id, n)
+	}
+	if n := len(all[*executionv1.StdinWriteFailed](story)); n != 0 {
+		t.Errorf("%s: stdin was not taken whole", id)
+	}
+	s.same(t, id)
 }
 
 func (s *stage) sealed(id string) bool {
