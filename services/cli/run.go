@@ -12,7 +12,6 @@ import (
 	"syscall"
 	"time"
 
-	"verbatim.dev/events"
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
 	"verbatim.dev/services/client"
 	"verbatim.dev/services/gateway/api"
@@ -26,7 +25,8 @@ type runCommand struct {
 	Label   map[string]string `mapsep:"none" placeholder:"K=V" help:"Label to find the execution by. May be given again."`
 	Env     map[string]string `mapsep:"none" placeholder:"K=V" help:"Environment variable for the process. May be given again. Never a secret."`
 	Dir     string            `placeholder:"DIR" help:"Working directory on the runner. Default: this one when the server is on this machine, else a fresh empty one."`
-	Stdin   string            `placeholder:"FILE|-" help:"What the process reads on its standard input: a file, or - for this command's own. Default: nothing."`
+	Stdin   string            `placeholder:"FILE|-" help:"What the process reads on its standard input: a file, or - for this command's own. At most 64 MiB. Default: nothing."`
+	Secret  []string          `sep:"none" placeholder:"NAME=env:VAR|NAME=file:PATH" help:"Secret for the process, encrypted before it leaves this command. May be given again. See below."`
 	JSON    bool              `name:"json" help:"Print only the row at the end, as one JSON object."`
 	Detach  bool              `help:"Print the execution's id and do not wait for its end."`
 	Argv    []string          `arg:"" passthrough:"partial" help:"Program and arguments, after --. No shell is involved."`
@@ -36,6 +36,12 @@ type runCommand struct {
 func (runCommand) Help() string {
 	return `The process's stdout goes to stdout and its stderr to stderr while it runs, byte for byte.
 Ctrl-C asks to stop the execution and waits for its end; a second Ctrl-C leaves it alone.
+
+A secret's value comes from an environment variable of this command or from a file, byte for byte. It leaves this command
+encrypted for the runners that live now, and reaches the process on its standard input alone, as one line of JSON:
+{"parameters":{},"secrets":{"NAME":"value"}}. In its output every value of 4 bytes or more is masked with asterisks, also when it
+is split over writes, in base64, percent-encoded or in a JSON string. Secrets have at most 64 KiB together. --secret
+and --stdin exclude each other.
 
 Exit codes: the process's own; 128+N when signal N killed it; 124 when it ran into its timeout; 126 when the
 command cannot be executed and 127 when there is none of that name; 125 when Verbatim itself failed or the end of
@@ -82,34 +88,7 @@ func (c *runCommand) request(s *session) (api.SubmitRequest, error) {
 		}
 		r.Command.Directory = dir
 	}
-	stdin, err := c.readStdin(s.stdin)
-	r.Stdin = stdin
-	return r, err
-}
-
-func (c *runCommand) readStdin(own io.Reader) ([]byte, error) {
-	var in io.Reader
-	switch c.Stdin {
-	case "":
-		return nil, nil
-	case "-":
-		in = own
-	default:
-		f, err := os.Open(c.Stdin)
-		if err != nil {
-			return nil, usageError{fmt.Errorf("--stdin: %w", err)}
-		}
-		defer f.Close()
-		in = f
-	}
-	stdin, err := io.ReadAll(io.LimitReader(in, events.MaxInlineStdinBytes+1))
-	if err != nil {
-		return nil, fmt.Errorf("read stdin: %w", err)
-	}
-	if len(stdin) > events.MaxInlineStdinBytes {
-		return nil, usageError{fmt.Errorf("stdin is larger than %d MiB, which is the most a request carries: let the process read a file", events.MaxInlineStdinBytes>>20)}
-	}
-	return stdin, nil
+	return r, nil
 }
 
 // Run is called by kong.
@@ -118,11 +97,23 @@ func (c *runCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
+	stdin, err := c.openStdin(s.stdin)
+	if err != nil {
+		return err
+	}
+	defer stdin.close()
+	secrets, err := c.readSecrets(s.stderr)
+	if err != nil {
+		return err
+	}
 	api, err := c.client(s)
 	if err != nil {
 		return err
 	}
 	defer api.Close()
+	if err := errors.Join(stdin.send(ctx, api, &request), sealSecrets(ctx, api, secrets, &request)); err != nil {
+		return err
+	}
 	accepted, err := api.Submit(ctx, request)
 	if err != nil {
 		return err

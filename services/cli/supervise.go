@@ -79,6 +79,7 @@ func (c *workerCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return fmt.Errorf("runner-worker is started by runner: %w", err)
 	}
+	keepPrivate() // It starts no processes, so nobody inherits that.
 	client := supervisor.NewClient(conn)
 	return s.serve(ctx, c.kafkaFlags, c.healthFlags, func(b wiring.Base) (lifecycle.Service, error) {
 		config, err := c.configure(b)

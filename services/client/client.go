@@ -138,8 +138,9 @@ type request struct {
 	path   string
 	query  url.Values
 	header http.Header
-	// body is sent as JSON when it is not nil.
-	body any
+	// body is sent as JSON when it is not nil, stream as it is.
+	body   any
+	stream io.Reader
 }
 
 // send returns an answer of status 2xx; whoever gets it closes its body.
@@ -147,13 +148,13 @@ func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 	u := *c.server
 	u.Path += r.path
 	u.RawQuery = r.query.Encode()
-	var body io.Reader
+	body, contentType := r.stream, "application/octet-stream"
 	if r.body != nil {
 		b, err := json.Marshal(r.body)
 		if err != nil {
 			return nil, fmt.Errorf("encode request: %w", err)
 		}
-		body = bytes.NewReader(b)
+		body, contentType = bytes.NewReader(b), "application/json"
 	}
 	req, err := http.NewRequestWithContext(ctx, r.method, u.String(), body)
 	if err != nil {
@@ -163,7 +164,7 @@ func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 		req.Header[name] = values
 	}
 	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Content-Type", contentType)
 	}
 	req.Header.Set("User-Agent", c.o.UserAgent)
 	if c.o.Traceparent != "" {

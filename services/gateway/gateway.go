@@ -87,10 +87,12 @@ type Gateway struct {
 	accepted   *accepted
 	clickhouse *queryClient
 	partitions int
-	routes     *http.ServeMux
-	server     *http.Server
-	serving    sync.WaitGroup
-	failed     chan error
+	// stdinPartitions is how many the topic of stdin parts has.
+	stdinPartitions int
+	routes          *http.ServeMux
+	server          *http.Server
+	serving         sync.WaitGroup
+	failed          chan error
 
 	mu       sync.Mutex
 	listener net.Listener
@@ -116,6 +118,9 @@ func New(c Config, d Deps) (*Gateway, error) {
 		if t.Name == events.TopicExecutions {
 			g.partitions = t.Partitions
 		}
+		if t.Name == events.TopicStdin {
+			g.stdinPartitions = t.Partitions
+		}
 	}
 	g.projector = barrier.New(d.Offsets, projectorGroup, events.TopicExecutions)
 	g.recorder = barrier.New(d.Offsets, recorderGroup, events.TopicExecutions)
@@ -125,7 +130,9 @@ func New(c Config, d Deps) (*Gateway, error) {
 	g.tails = semaphore.NewWeighted(int64(g.c.MaxTails))
 	g.clickhouse = newQueryClient(g.c.ClickHouseURL)
 	g.routes = http.NewServeMux()
-	g.register(g.api())
+	described := g.api()
+	g.register(described)
+	g.registerUpload(described)
 	g.registerPlain()
 	g.registerPages()
 	g.server = &http.Server{

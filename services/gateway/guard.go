@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/semaphore"
+
+	"verbatim.dev/events"
 )
 
 // writeTimeout is how long one write to a client may take; a client that reads nothing for so long is
@@ -137,13 +139,20 @@ const bodyTimeout = time.Minute
 func (g *Gateway) fitting(next http.Handler) http.Handler {
 	memory := semaphore.NewWeighted(bodiesAtOnce * g.c.MaxBody)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.ContentLength > g.c.MaxBody {
-			writeProblem(w, g.tooLarge())
+		limit, timeout := g.c.MaxBody, bodyTimeout
+		if r.URL.Path == uploadPath {
+			limit, timeout = events.MaxStdinBytes, uploadTimeout
+		}
+		if r.ContentLength > limit {
+			writeProblem(w, tooLarge(limit))
 			return
 		}
 		size := r.ContentLength
-		if size < 0 {
-			size = g.c.MaxBody
+		switch {
+		case r.URL.Path == uploadPath:
+			size = min(uploadMemory, bodiesAtOnce*g.c.MaxBody) // It is never in memory as a whole.
+		case size < 0:
+			size = limit
 		}
 		if !memory.TryAcquire(size) {
 			writeProblem(w, problem(http.StatusServiceUnavailable, "too many large requests at one time"))
@@ -151,7 +160,7 @@ func (g *Gateway) fitting(next http.Handler) http.Handler {
 		}
 		defer memory.Release(size)
 		if r.Body != nil && r.Body != http.NoBody {
-			r.Body = &timedBody{ReadCloser: r.Body, controller: http.NewResponseController(w)}
+			r.Body = &timedBody{ReadCloser: r.Body, timeout: timeout, controller: http.NewResponseController(w)}
 		}
 		next.ServeHTTP(w, r)
 	})
@@ -162,13 +171,14 @@ func (g *Gateway) fitting(next http.Handler) http.Handler {
 type timedBody struct {
 	io.ReadCloser
 	controller *http.ResponseController
+	timeout    time.Duration
 	begun      bool
 }
 
 func (b *timedBody) Read(p []byte) (int, error) {
 	if !b.begun {
 		b.begun = true
-		if err := b.controller.SetReadDeadline(time.Now().Add(bodyTimeout)); err != nil {
+		if err := b.controller.SetReadDeadline(time.Now().Add(b.timeout)); err != nil {
 			return 0, fmt.Errorf("set read deadline: %w", err)
 		}
 	}
@@ -179,8 +189,8 @@ func (b *timedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (g *Gateway) tooLarge() error {
-	return problem(http.StatusRequestEntityTooLarge, fmt.Sprintf("the request's body is larger than %d bytes", g.c.MaxBody))
+func tooLarge(limit int64) error {
+	return problem(http.StatusRequestEntityTooLarge, fmt.Sprintf("the request's body is larger than %d bytes", limit))
 }
 
 // routed answers what no route matches in the same form as everything else.

@@ -177,7 +177,7 @@ func TestTheAPIIsDescribed(t *testing.T) {
 		Paths   map[string]any
 	}
 	a := s.do("GET", "/openapi.json", nil)
-	if err := json.Unmarshal(a.body, &doc); err != nil || !strings.HasPrefix(doc.OpenAPI, "3.1") || len(doc.Paths) != 8 {
+	if err := json.Unmarshal(a.body, &doc); err != nil || !strings.HasPrefix(doc.OpenAPI, "3.1") || len(doc.Paths) != 9 {
 		t.Errorf("%d, %s with %d paths", a.StatusCode, doc.OpenAPI, len(doc.Paths))
 	}
 }

@@ -123,7 +123,7 @@ func requestEvent(id string, r api.SubmitRequest) (events.Event, []*huma.ErrorDe
 	}
 	d := &executionv1.ExecutionRequested{
 		Timeout: v.duration("body.timeout", r.Timeout, true), Grace: v.duration("body.grace", r.Grace, false),
-		Stdin: r.Stdin, Labels: r.Labels, RequestedBy: r.RequestedBy,
+		Stdin: r.Stdin, StdinUpload: v.upload(r), Secrets: r.Secrets, Labels: r.Labels, RequestedBy: r.RequestedBy,
 	}
 	switch {
 	case r.Command != nil && r.Action != nil:
@@ -142,6 +142,7 @@ func requestEvent(id string, r api.SubmitRequest) (events.Event, []*huma.ErrorDe
 	if len(r.Stdin) > maxStdinBytes {
 		v.bad("body.stdin", fmt.Sprintf("%d bytes, the limit is %d", len(r.Stdin), maxStdinBytes))
 	}
+	v.secrets(r)
 	v.labels(r.Labels)
 	v.text("body.requested_by", r.RequestedBy, maxRequestedBy)
 	if len(v.faults) > 0 {

@@ -42,6 +42,9 @@ type attempt struct {
 	// masker hides the values of the secrets that the process was given; nil hides nothing. It is set before run opens the
 	// spool, by every worker that has the attempt.
 	masker *mask.Masker
+	// secretless is why the secrets cannot be had, before the process was started; unmasked are those too short to be hidden.
+	secretless error
+	unmasked   []string
 
 	// past is what a former worker did, and goes on being kept: its digests are those of what was cut. journal and spool are open from
 	// the claim to the end.
@@ -89,7 +92,13 @@ func (a *attempt) cancel(c cancellation) {
 // process and leaves what is not acknowledged to the next start.
 func (a *attempt) run(life context.Context) {
 	sealed := false
-	err := a.openSpool()
+	err := a.learnSecrets()
+	if err != nil && !a.startedBefore() {
+		a.secretless, err = err, nil // It is said when it is started.
+	}
+	if err == nil {
+		err = a.openSpool()
+	}
 	if err == nil {
 		defer a.spool.Close()
 		err = a.resume()
@@ -165,12 +174,12 @@ func (a *attempt) live(life context.Context) bool {
 		a.sealNothing()
 		return true
 	}
-	limits, p, err := a.start()
+	limits, p, err := a.start(life)
 	var gone *supervisor.GoneError
 	switch {
 	case errors.As(err, &gone):
 		return a.liveWithout(life, gone)
-	case errors.Is(err, supervisor.ErrEnded): // Whether it was started is for the next worker to find out.
+	case errors.Is(err, supervisor.ErrEnded), errors.Is(err, errLeft): // Whether it was started is for the next worker to find out.
 		a.outcome = "abandoned"
 		return false
 	case err != nil:
@@ -241,6 +250,7 @@ func (a *attempt) liveWithout(life context.Context, gone *supervisor.GoneError) 
 func (a *attempt) processStarted(r protocol.Record) {
 	a.fact(r.StartedAt, &executionv1.ProcessStarted{
 		Pid: int64(r.PID), ProcessStartedAt: timestamp(r.StartedAt), Host: a.runner.config.Host, Runner: a.runner.config.ID,
+		UnmaskedSecrets: a.unmasked,
 	})
 }
 

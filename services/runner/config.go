@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"verbatim.dev/events"
+	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
 	"verbatim.dev/services/runner/journal"
 	"verbatim.dev/services/runner/supervisor"
 )
@@ -45,6 +46,10 @@ type Config struct {
 	Supervisor *supervisor.Client
 	// Committed asks the broker whether a claim that a crash cut short is this runner's. nil: it never is.
 	Committed func(ctx context.Context, l journal.Launch) (bool, error)
+	// Upload gives the parts of an uploaded standard input, in order; it may give one again. It waits while the broker is away, until
+	// the context ends, and returns ErrUploadGone when the log does not have them any more, or what take returned. It keeps no
+	// part. nil: an execution with an upload fails.
+	Upload func(ctx context.Context, u *executionv1.StdinUpload, take func(offset uint64, data []byte) error) error
 	// ChunkBytes is the most that one OutputChunk carries. Default 256 KiB.
 	ChunkBytes int
 	// Logger gets one line per change of state. Default: slog.Default.

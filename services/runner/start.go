@@ -1,10 +1,10 @@
 package runner
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -27,16 +27,20 @@ type limits struct {
 }
 
 // start starts the process, or finds the one that was started before.
-func (a *attempt) start() (limits, *supervisor.Process, error) {
+func (a *attempt) start(life context.Context) (limits, *supervisor.Process, error) {
 	bounds, err := a.limits()
 	if err != nil {
 		return bounds, nil, err
 	}
-	if _, err := os.Stat(filepath.Join(a.folder, protocol.StartingFile)); err != nil { // Not started before.
+	before := a.startedBefore()
+	if !before {
 		select {
 		case <-a.cancelled:
 			return bounds, nil, fmt.Errorf("%w%s", errCancelled, a.why)
 		default:
+		}
+		if a.secretless != nil {
+			return bounds, nil, a.secretless
 		}
 	}
 	where := a.directory()
@@ -48,11 +52,13 @@ func (a *attempt) start() (limits, *supervisor.Process, error) {
 		}
 	}
 	var document *os.File
-	if len(a.spec.GetStdin()) > 0 {
-		if document, err = newDocument(a.spec.GetStdin()); err != nil {
+	if !before { // Else the supervisor has it.
+		if document, err = a.document(life); err != nil {
 			return bounds, nil, err
 		}
-		defer document.Close()
+		if document != nil {
+			defer document.Close()
+		}
 	}
 	p, err := a.runner.client.Start(a.key, a.folder, protocol.Command{
 		Argv: a.spec.GetArgv(), Environment: environment(a.work, a.spec, where.home), Directory: where.path,

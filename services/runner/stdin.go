@@ -24,10 +24,19 @@ func (a *attempt) feed(p *supervisor.Process) {
 	err := pour(p.Stdin, p.Document)
 	_ = p.Stdin.Close()
 	accepted, seekErr := p.Document.Seek(0, io.SeekCurrent)
-	if offered := int64(len(a.spec.GetStdin())); (seekErr != nil || accepted < offered) && !a.past.names["StdinWriteFailed"] {
+	if offered := sizeOf(p.Document); (seekErr != nil || accepted < offered) && !a.past.names["StdinWriteFailed"] {
 		a.fact(time.Now(), &executionv1.StdinWriteFailed{AcceptedBytes: uint64(max(accepted, 0)), OfferedBytes: uint64(offered), Cause: stdinCause(err)})
 	}
 	p.StdinDone()
+}
+
+// sizeOf is how much a document holds, which is what is offered.
+func sizeOf(document *os.File) int64 {
+	info, err := document.Stat()
+	if err != nil {
+		return 0
+	}
+	return info.Size()
 }
 
 func stdinCause(err error) string {

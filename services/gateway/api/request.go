@@ -11,11 +11,23 @@ type SubmitRequest struct {
 	Command *Command `json:"command,omitempty" doc:"An ad-hoc command. Exactly one of command and action is given."`
 	Action  *Action  `json:"action,omitempty" doc:"A named action and its parameters."`
 	// Timeout and Grace are Go durations: "30s", "1h30m".
-	Timeout     string            `json:"timeout,omitempty" example:"30s" doc:"How long the process may run from its start. Absent: no limit."`
-	Grace       string            `json:"grace,omitempty" example:"5s" doc:"How long a terminated process gets between TERM and KILL. Absent: the runner's own."`
-	Stdin       []byte            `json:"stdin,omitempty" doc:"What the process gets on its standard input, in base64. Never a secret."`
+	Timeout     string       `json:"timeout,omitempty" example:"30s" doc:"How long the process may run from its start. Absent: no limit."`
+	Grace       string       `json:"grace,omitempty" example:"5s" doc:"How long a terminated process gets between TERM and KILL. Absent: the runner's own."`
+	Stdin       []byte       `json:"stdin,omitempty" doc:"What the process gets on its standard input, in base64. Never a secret."`
+	StdinUpload *StdinUpload `json:"stdin_upload,omitempty" doc:"In place of stdin, when it is large: what POST /v1/stdin answered."`
+	// Secrets are age files by name, each for every runner that lives; GET /v1/runners has their keys.
+	Secrets     map[string][]byte `json:"secrets,omitempty" doc:"Secrets by name, each an age file in base64, encrypted for the keys of the runners. The process gets them as one line of JSON on its standard input. Not together with stdin."`
 	Labels      map[string]string `json:"labels,omitempty" doc:"At most 64, for finding the execution again."`
 	RequestedBy string            `json:"requested_by,omitempty" doc:"Who asks, for people."`
+}
+
+// StdinUpload says where an uploaded standard input lies.
+type StdinUpload struct {
+	Upload      string `json:"upload" doc:"The upload's id."`
+	StartOffset int64  `json:"start_offset" doc:"The parts lie from this Kafka offset on."`
+	EndOffset   int64  `json:"end_offset" doc:"And before this one."`
+	SizeBytes   uint64 `json:"size_bytes"`
+	SHA256      []byte `json:"sha256" doc:"Digest of the bytes, in base64."`
 }
 
 // Command is a program and its arguments; no shell is involved.

@@ -114,7 +114,7 @@ func Runner(b Base, c runner.Config) lifecycle.Service { return runnerNode(b, c)
 // runnerNode returns the runner.
 func runnerNode(b Base, c runner.Config) *node {
 	n := &node{Base: b, name: "runner"}
-	c.Committed = committed(b, c.ID)
+	c.Committed, c.Upload = committed(b, c.ID), upload(b)
 	n.open = func(ctx context.Context, p *kafka.Publisher) ([]consumer, error) {
 		r, err := openRunner(ctx, b, c, p)
 		if err != nil {

@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"net/url"
 	"slices"
 	"strings"
+	"unicode/utf16"
+	"unicode/utf8"
 )
 
 // Bounds on values, in bytes.
@@ -56,6 +59,8 @@ func forms(value []byte) [][]byte {
 		if quoted, err := json.Marshal(string(v)); err == nil && len(quoted) > 2 {
 			add(quoted[1 : len(quoted)-1])
 		}
+		add(AppendJSON(nil, v))
+		add(asciiJSON(v))
 	}
 	slices.SortFunc(out, bytes.Compare)
 	return slices.CompactFunc(out, bytes.Equal)
@@ -94,6 +99,40 @@ func percent(v []byte) string {
 		}
 	}
 	return b.String()
+}
+
+// AppendJSON appends the content of the JSON string of a text as most programs write it, and the runner, too: only what must be
+// escaped is (RFC 8259, section 7).
+func AppendJSON(to, text []byte) []byte {
+	const hex = "0123456789abcdef"
+	for _, c := range text {
+		switch short := strings.IndexByte("\b\t\n\f\r\"\\", c); {
+		case short >= 0:
+			to = append(to, '\\', "btnfr\"\\"[short])
+		case c < ' ':
+			to = append(to, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
+		default:
+			to = append(to, c)
+		}
+	}
+	return to
+}
+
+// asciiJSON is the same with everything that is not ASCII as \uXXXX, as Python does it.
+func asciiJSON(text []byte) []byte {
+	var out []byte
+	for _, r := range string(AppendJSON(nil, text)) {
+		switch {
+		case r < utf8.RuneSelf:
+			out = append(out, byte(r))
+		case r <= 0xffff:
+			out = fmt.Appendf(out, "\\u%04x", r)
+		default:
+			high, low := utf16.EncodeRune(r)
+			out = fmt.Appendf(out, "\\u%04x\\u%04x", high, low)
+		}
+	}
+	return out
 }
 
 // lowerHex writes the digits of %XX in lower case.

@@ -164,9 +164,11 @@ type ProcessStarted struct {
 	ProcessStartedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=process_started_at,json=processStartedAt,proto3" json:"process_started_at,omitempty"`
 	Host             string                 `protobuf:"bytes,3,opt,name=host,proto3" json:"host,omitempty"`
 	// The runner's id.
-	Runner        string `protobuf:"bytes,4,opt,name=runner,proto3" json:"runner,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Runner string `protobuf:"bytes,4,opt,name=runner,proto3" json:"runner,omitempty"`
+	// Names of secrets whose values are too short to be masked in the output: hiding every "42" would hide the output.
+	UnmaskedSecrets []string `protobuf:"bytes,5,rep,name=unmasked_secrets,json=unmaskedSecrets,proto3" json:"unmasked_secrets,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *ProcessStarted) Reset() {
@@ -225,6 +227,13 @@ func (x *ProcessStarted) GetRunner() string {
 		return x.Runner
 	}
 	return ""
+}
+
+func (x *ProcessStarted) GetUnmaskedSecrets() []string {
+	if x != nil {
+		return x.UnmaskedSecrets
+	}
+	return nil
 }
 
 // StartFailed says that the runner could not start the process. No output exists.
@@ -1130,12 +1139,13 @@ var File_verbatim_execution_v1_process_proto protoreflect.FileDescriptor
 
 const file_verbatim_execution_v1_process_proto_rawDesc = "" +
 	"\n" +
-	"#verbatim/execution/v1/process.proto\x12\x15verbatim.execution.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x98\x01\n" +
+	"#verbatim/execution/v1/process.proto\x12\x15verbatim.execution.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc3\x01\n" +
 	"\x0eProcessStarted\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x03R\x03pid\x12H\n" +
 	"\x12process_started_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x10processStartedAt\x12\x12\n" +
 	"\x04host\x18\x03 \x01(\tR\x04host\x12\x16\n" +
-	"\x06runner\x18\x04 \x01(\tR\x06runner\"\xac\x01\n" +
+	"\x06runner\x18\x04 \x01(\tR\x06runner\x12)\n" +
+	"\x10unmasked_secrets\x18\x05 \x03(\tR\x0funmaskedSecrets\"\xac\x01\n" +
 	"\vStartFailed\x12A\n" +
 	"\x06reason\x18\x01 \x01(\x0e2).verbatim.execution.v1.StartFailureReasonR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x14\n" +
