@@ -1,0 +1,136 @@
+package spool_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"verbatim.dev/services/runner/spool"
+)
+
+// fullDiskVariable makes the test binary play a worker on a disk of its own. It names the place.
+const fullDiskVariable = "VERBATIM_TEST_FULL_DISK"
+
+// A disk that is really full makes the process wait, and nothing is lost: what is published makes room again. The
+// disk is a small tmpfs in a mount namespace of a child, and is gone with it.
+func TestAFullDiskMakesTheProcessWait(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := exec.CommandContext(t.Context(), self)
+	c.Env = append(os.Environ(), fullDiskVariable+"="+t.TempDir())
+	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+	if os.Getuid() != 0 {
+		c.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+		c.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
+		c.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
+	}
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+func playFullDisk(dir string) int {
+	if err := fullDisk(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+func fullDisk(dir string) error {
+	const size, total = 4 << 20, 24 << 20
+	// Else the mount would be seen outside.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	if err := unix.Mount("disk", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
+		return fmt.Errorf("mount a small disk: %w", err)
+	}
+	var complaint bytes.Buffer
+	c := config()
+	c.ChunkBytes, c.Logger = 64<<10, slog.New(slog.NewTextHandler(&complaint, nil))
+	s, err := spool.Open(c, dir, spool.Mark{}, spool.Mark{})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	read, write, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	none, end, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	_ = end.Close()
+	s.Attach(read, none)
+	ended := make(chan error, 2)
+	go func() { ended <- s.Read(context.Background(), stdout) }()
+	go func() { ended <- s.Read(context.Background(), stderr) }()
+	data := make([]byte, total)
+	_, _ = rand.NewChaCha8([32]byte{3}).Read(data)
+	go func() {
+		_, err := write.Write(data)
+		ended <- errors.Join(err, write.Close())
+	}()
+	// Nobody publishes until the disk has been full for a while.
+	var fs unix.Statfs_t
+	for deadline := time.Now().Add(patience); ; <-time.After(10 * time.Millisecond) {
+		if err := unix.Statfs(dir, &fs); err != nil {
+			return err
+		}
+		if fs.Bavail == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the disk does not fill up: %d blocks are free", fs.Bavail)
+		}
+	}
+	full := s.Captured(stdout)
+	<-time.After(500 * time.Millisecond) // Longer than the disk is left alone for.
+	if n := s.Captured(stdout); n != full {
+		return fmt.Errorf("%d bytes were captured with no room for them", n-full)
+	}
+	var out collected
+	for {
+		chunk, err := s.Next(context.Background())
+		if errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			return err
+		}
+		part, err := s.Load(chunk)
+		if err != nil || chunk.Offset != uint64(len(out[0])) {
+			return fmt.Errorf("chunk at %d after %d bytes: %w", chunk.Offset, len(out[0]), err)
+		}
+		out[0] = append(out[0], part...)
+		s.Trim(stdout, chunk.Offset+uint64(chunk.Length))
+	}
+	for range 3 {
+		if err := <-ended; err != nil {
+			return err
+		}
+	}
+	if !bytes.Equal(out[0], data) {
+		return fmt.Errorf("%d bytes came out, not those that were written", len(out[0]))
+	}
+	if !strings.Contains(complaint.String(), "no room for the spool") {
+		return fmt.Errorf("nobody said that the disk was full: %q", complaint.String())
+	}
+	return nil
+}
