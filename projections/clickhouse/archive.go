@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
@@ -160,8 +161,7 @@ FROM (
 GROUP BY page
 ORDER BY last`
 
-const eventsSQL = `SELECT attempt, source, sequence, id, type, time, received_at, topic, kafka_partition, kafka_offset,
-	content_type, traceparent, headers, payload
+const eventsSQL = `SELECT ` + archivedColumns + `
 FROM events
 WHERE ` + ofTopic + `
 	AND kafka_offset > {after:Int64} AND kafka_offset <= {last:Int64}
@@ -245,31 +245,43 @@ func (q eventQuery) page(ctx context.Context, args []any, yield func(ArchivedEve
 	defer func() { err = errors.Join(err, rows.Close()) }()
 	for rows.Next() {
 		a := ArchivedEvent{Event: events.Event{Subject: q.id}}
-		var at *time.Time
-		var partition int32
-		var hs []header
-		var payload string
-		e := &a.Event
-		if err := rows.Scan(&e.Attempt, &e.Source, &e.Sequence, &e.ID, &e.Type, &at, &a.ReceivedAt, &a.Topic, &partition, &a.Offset,
-			&e.ContentType, &e.Traceparent, &hs, &payload); err != nil {
+		if err := scanEvent(rows, &a); err != nil {
 			return err
-		}
-		a.Partition, a.ReceivedAt = int(partition), a.ReceivedAt.UTC()
-		if at != nil {
-			e.Time = at.UTC()
-		}
-		for _, h := range hs {
-			a.Headers = append(a.Headers, [2]string{h.Name, h.Value})
-		}
-		e.Payload = []byte(payload)
-		if e.Data, err = decode(e.Type, e.ContentType, e.Payload); err != nil {
-			return fmt.Errorf("event %q: %w", e.ID, err)
 		}
 		if !yield(a) {
 			return errStopped
 		}
 	}
 	return rows.Err()
+}
+
+// archivedColumns are what scanEvent reads, after what before names.
+const archivedColumns = `attempt, source, sequence, id, type, time, received_at, topic, kafka_partition, kafka_offset,
+	content_type, traceparent, headers, payload`
+
+func scanEvent(rows driver.Rows, a *ArchivedEvent, before ...any) error {
+	var at *time.Time
+	var partition int32
+	var hs []header
+	var payload string
+	e := &a.Event
+	err := rows.Scan(append(before, &e.Attempt, &e.Source, &e.Sequence, &e.ID, &e.Type, &at, &a.ReceivedAt, &a.Topic, &partition, &a.Offset,
+		&e.ContentType, &e.Traceparent, &hs, &payload)...)
+	if err != nil {
+		return err
+	}
+	a.Partition, a.ReceivedAt = int(partition), a.ReceivedAt.UTC()
+	if at != nil {
+		e.Time = at.UTC()
+	}
+	for _, h := range hs {
+		a.Headers = append(a.Headers, [2]string{h.Name, h.Value})
+	}
+	e.Payload = []byte(payload)
+	if e.Data, err = decode(e.Type, e.ContentType, e.Payload); err != nil {
+		return fmt.Errorf("event %q: %w", e.ID, err)
+	}
+	return nil
 }
 
 // decode reads a payload; nil for a type that is not known here.

@@ -14,10 +14,14 @@ import (
 // InsertRows writes the rows of states in one batch. A row replaces one with a smaller version, and of equal versions
 // the one inserted last stays; so writing twice, or an older one after a newer one, changes nothing that is read.
 func (s *Store) InsertRows(ctx context.Context, states []*execution.State) error {
+	return s.insertRows(ctx, "executions", states)
+}
+
+func (s *Store) insertRows(ctx context.Context, table string, states []*execution.State) error {
 	if len(states) == 0 {
 		return nil
 	}
-	batch, err := s.insert(ctx, "executions", recordColumns)
+	batch, err := s.insert(ctx, table, recordColumns)
 	if err != nil {
 		return fmt.Errorf("insert rows: %w", err)
 	}
@@ -44,6 +48,10 @@ const statesPerQuery = 100
 // state that cannot be decoded is left out too and named in the error, which then has execution.ErrState in
 // its chain and comes with the others.
 func (s *Store) LoadStates(ctx context.Context, ids []string) (map[string]*execution.State, error) {
+	return s.statesOf(ctx, "executions", ids)
+}
+
+func (s *Store) statesOf(ctx context.Context, table string, ids []string) (map[string]*execution.State, error) {
 	states := make(map[string]*execution.State, len(ids))
 	var broken []error
 	for part := range slices.Chunk(ids, statesPerQuery) {
@@ -56,7 +64,7 @@ func (s *Store) LoadStates(ctx context.Context, ids []string) (map[string]*execu
 			days[i] = date(day)
 		}
 		slices.Sort(days)
-		bad, err := s.loadStates(ctx, part, slices.Compact(days), states)
+		bad, err := s.loadStates(ctx, table, part, slices.Compact(days), states)
 		if err != nil {
 			return nil, fmt.Errorf("load states: %w", err)
 		}
@@ -65,12 +73,13 @@ func (s *Store) LoadStates(ctx context.Context, ids []string) (map[string]*execu
 	return states, errors.Join(broken...)
 }
 
+// loadStatesSQL is for a table of this package's naming.
 const loadStatesSQL = `SELECT execution_id, state
-FROM executions FINAL
+FROM %s FINAL
 WHERE created_day IN {days:Array(Date)} AND execution_id IN {ids:Array(String)}` + final
 
-func (s *Store) loadStates(ctx context.Context, ids, days []string, into map[string]*execution.State) (broken []error, err error) {
-	rows, err := s.conn.Query(ctx, loadStatesSQL, clickhouse.Named("days", days), clickhouse.Named("ids", ids))
+func (s *Store) loadStates(ctx context.Context, table string, ids, days []string, into map[string]*execution.State) (broken []error, err error) {
+	rows, err := s.conn.Query(ctx, fmt.Sprintf(loadStatesSQL, table), clickhouse.Named("days", days), clickhouse.Named("ids", ids))
 	if err != nil {
 		return nil, err
 	}
@@ -94,17 +103,21 @@ func (s *Store) loadStates(ctx context.Context, ids, days []string, into map[str
 }
 
 var rowSQL = `SELECT ` + list(rowColumns) + `
-FROM executions FINAL
+FROM %s FINAL
 WHERE created_day = {day:Date} AND execution_id = {id:String}` + final
 
 // Row returns the row of an execution, or ErrNotFound. It is put together from the columns, not worked out from the stored state:
 // so it is what SQL shows, it does not read the state (which can be large), and a test holds both to be the same.
 func (s *Store) Row(ctx context.Context, id string) (execution.Row, error) {
+	return s.row(ctx, "executions", id)
+}
+
+func (s *Store) row(ctx context.Context, table, id string) (execution.Row, error) {
 	day, err := dayOf(id)
 	if err != nil {
 		return execution.Row{}, fmt.Errorf("%w: %w", ErrNotFound, err)
 	}
-	rows, err := s.records(ctx, rowSQL, clickhouse.Named("day", date(day)), clickhouse.Named("id", id))
+	rows, err := s.records(ctx, fmt.Sprintf(rowSQL, table), clickhouse.Named("day", date(day)), clickhouse.Named("id", id))
 	if err != nil {
 		return execution.Row{}, fmt.Errorf("read row of %s: %w", id, err)
 	}

@@ -45,7 +45,7 @@ var limits = batch.Config{Items: 20_000, Bytes: 32 << 20, Delay: 250 * time.Mill
 type Projector struct {
 	rows    Rows
 	archive Archive
-	batcher *batch.Batcher[fact]
+	batcher *batch.Batcher[Fact]
 	states  *states
 	logger  *slog.Logger
 	skipped prometheus.Counter
@@ -53,9 +53,10 @@ type Projector struct {
 	partitions int
 }
 
-type fact struct {
-	event events.Event
-	at    kafka.Position
+// Fact is a fact and the record it came in, of which Partition, Assignment and Time matter.
+type Fact struct {
+	Event events.Event
+	At    kafka.Position
 }
 
 // New returns a projector of a log of facts with the given number of partitions, which keeps at most so many states
@@ -67,7 +68,7 @@ func New(r Rows, a Archive, partitions, keep int, logger *slog.Logger, registry 
 	if err := registry.Register(p.skipped); err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}
-	p.batcher = batch.New(limits, p.fold)
+	p.batcher = batch.New(limits, p.Fold)
 	return p, nil
 }
 
@@ -85,14 +86,14 @@ func (p *Projector) Handle(m *message.Message) error {
 	if at.Partition != kafka.PartitionFor([]byte(e.Subject), p.partitions) {
 		return nil
 	}
-	return p.batcher.Add(m.Context(), fact{e, at}, len(e.Payload)+256)
+	return p.batcher.Add(m.Context(), Fact{e, at}, len(e.Payload)+256)
 }
 
 // Stop ends what is under way. Facts that were not stored stay unacknowledged.
 func (p *Projector) Stop() { p.batcher.Stop() }
 
-// fold applies a batch and stores every row that it changed.
-func (p *Projector) fold(ctx context.Context, facts []fact) error {
+// Fold applies a batch and stores every row that it changed. One at a time; Handle calls it too.
+func (p *Projector) Fold(ctx context.Context, facts []Fact) error {
 	missing := p.states.assign(facts)
 	if len(missing) > 0 {
 		var loaded map[string]*execution.State

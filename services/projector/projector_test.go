@@ -159,10 +159,10 @@ func story(t *testing.T, execution string, n int) []events.Event {
 	return es
 }
 
-func facts(es []events.Event, partition int, assignment uint64) []fact {
-	var fs []fact
+func facts(es []events.Event, partition int, assignment uint64) []Fact {
+	var fs []Fact
 	for i, e := range es {
-		fs = append(fs, fact{e, kafka.Position{Partition: partition, Offset: int64(i), Time: begun, Assignment: assignment}})
+		fs = append(fs, Fact{e, kafka.Position{Partition: partition, Offset: int64(i), Time: begun, Assignment: assignment}})
 	}
 	return fs
 }
@@ -174,11 +174,11 @@ func TestRowsAreFoldedOverBatchesAndEvictions(t *testing.T) {
 	for n := range 5 {
 		for i := range 4 {
 			es := story(t, id(n), 6)
-			if err := p.fold(t.Context(), facts(es[i*2:i*2+3], n, 1)); err != nil { // Each batch overlaps the next.
+			if err := p.Fold(t.Context(), facts(es[i*2:i*2+3], n, 1)); err != nil { // Each batch overlaps the next.
 				t.Fatal(err)
 			}
 			other := story(t, id(100), 1)
-			if err := p.fold(t.Context(), facts(other, 50, 1)); err != nil {
+			if err := p.Fold(t.Context(), facts(other, 50, 1)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -198,13 +198,13 @@ func TestAStateOfAnEarlierAssignmentIsNotTrusted(t *testing.T) {
 	es := story(t, id(1), 6)
 	for _, step := range []struct {
 		p     *Projector
-		facts []fact
+		facts []Fact
 	}{
 		{here, facts(es[:3], 0, 1)},
 		{elsewhere, facts(es[3:6], 0, 1)},
 		{here, facts(es[6:], 0, 2)},
 	} {
-		if err := step.p.fold(t.Context(), step.facts); err != nil {
+		if err := step.p.Fold(t.Context(), step.facts); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -223,11 +223,11 @@ func TestWhatWasFoldedAndNotStoredIsStoredLater(t *testing.T) {
 	rows.fail = 1000
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := p.fold(gone, facts(es, 0, 1)); err == nil {
+	if err := p.Fold(gone, facts(es, 0, 1)); err == nil {
 		t.Fatal("a row that was not stored is no error")
 	}
 	rows.fail = 0
-	if err := p.fold(t.Context(), facts(es, 0, 1)); err != nil {
+	if err := p.Fold(t.Context(), facts(es, 0, 1)); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(execution.Fold(id(1), es), rows.row(t, id(1))); diff != "" {
@@ -241,7 +241,7 @@ func TestKnownStatesAreNotLoadedAgain(t *testing.T) {
 	p := open(t, rows, 10)
 	es := story(t, id(1), 20)
 	for i := range es {
-		if err := p.fold(t.Context(), facts(es[i:i+1], 0, 1)); err != nil {
+		if err := p.Fold(t.Context(), facts(es[i:i+1], 0, 1)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -254,7 +254,7 @@ func TestAStateThatCannotBeReadIsRebuiltFromTheArchive(t *testing.T) {
 	t.Parallel()
 	rows := newTable()
 	damaged, healthy := story(t, id(1), 6), story(t, id(2), 6)
-	if err := open(t, rows, 10).fold(t.Context(), append(facts(damaged[:4], 0, 1), facts(healthy[:4], 0, 1)...)); err != nil {
+	if err := open(t, rows, 10).Fold(t.Context(), append(facts(damaged[:4], 0, 1), facts(healthy[:4], 0, 1)...)); err != nil {
 		t.Fatal(err)
 	}
 	rows.damaged = map[string]bool{id(1): true}
@@ -264,11 +264,11 @@ func TestAStateThatCannotBeReadIsRebuiltFromTheArchive(t *testing.T) {
 	rows.archived = damaged[:2]
 	soon, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if err := open(t, rows, 10).fold(soon, next); err == nil {
+	if err := open(t, rows, 10).Fold(soon, next); err == nil {
 		t.Error("a row was rebuilt from less than it holds")
 	}
 	rows.archived = damaged[:4]
-	if err := open(t, rows, 10).fold(t.Context(), next); err != nil {
+	if err := open(t, rows, 10).Fold(t.Context(), next); err != nil {
 		t.Fatal(err)
 	}
 	for n, es := range map[int][]events.Event{1: damaged, 2: healthy} {

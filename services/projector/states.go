@@ -31,16 +31,16 @@ func newStates(keep int) *states {
 
 // assign forgets what was folded under an earlier assignment and returns the ids of the batch that
 // have no state here.
-func (s *states) assign(facts []fact) (missing []string) {
+func (s *states) assign(facts []Fact) (missing []string) {
 	seen := map[string]bool{}
 	for _, f := range facts {
-		if number, known := s.assignments[f.at.Partition]; !known || number != f.at.Assignment {
-			s.forget(f.at.Partition)
-			s.assignments[f.at.Partition] = f.at.Assignment
+		if number, known := s.assignments[f.At.Partition]; !known || number != f.At.Assignment {
+			s.forget(f.At.Partition)
+			s.assignments[f.At.Partition] = f.At.Assignment
 		}
 	}
 	for _, f := range facts {
-		id := f.event.Subject
+		id := f.Event.Subject
 		if s.byID[id] == nil && !seen[id] {
 			seen[id] = true
 			missing = append(missing, id)
@@ -72,12 +72,12 @@ func (s *states) put(ids []string, loaded map[string]*execution.State) {
 	}
 }
 
-func (s *states) apply(f fact) {
-	e := s.byID[f.event.Subject]
+func (s *states) apply(f Fact) {
+	e := s.byID[f.Event.Subject]
 	st := e.Value.(*state)
-	st.partition = f.at.Partition
+	st.partition = f.At.Partition
 	s.recent.MoveToFront(e)
-	if st.fold.Apply(f.event, f.at.Time) {
+	if st.fold.Apply(f.Event, f.At.Time) {
 		s.dirty[st.id] = st
 	}
 }

@@ -1,0 +1,253 @@
+package replay
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"verbatim.dev/events/kafka"
+	"verbatim.dev/projections/clickhouse"
+	"verbatim.dev/projections/execution"
+	"verbatim.dev/services/projector"
+)
+
+var errStopped = errors.New("stopped")
+
+// Config says what is replayed into what.
+type Config struct {
+	Source Source
+	Filter Filter
+	Store  *clickhouse.Store
+	Into   *clickhouse.Shadow
+	// Restart begins anew where an unfinished replay could go on.
+	Restart bool
+	// Keep is how many states stay in memory. 0 is 5,000.
+	Keep int
+	// Batch is how many facts are folded and stored at once. 0 is 20,000.
+	Batch int
+	// SaveEvery is how often the position is saved. 0 is 2 s, negative: after every batch.
+	SaveEvery time.Duration
+	// Progress, if not nil, is called after every batch.
+	Progress func(Progress)
+	Logger   *slog.Logger
+}
+
+// Progress is how far a replay is.
+type Progress struct {
+	// Done and Total are in Unit (facts, records, bytes). Total is 0 when it is not known.
+	Done, Total uint64
+	Unit        string
+	// Facts is how many facts were folded since the start or the resumption.
+	Facts uint64
+}
+
+// Result is what a replay did.
+type Result struct {
+	// Facts is how many facts were folded, over all resumptions.
+	Facts   uint64 `json:"facts"`
+	Resumed bool   `json:"resumed"`
+	// Partial says that the filter left something out.
+	Partial bool `json:"partial"`
+}
+
+// saved is the position as it lies beside the shadow table.
+type saved struct {
+	Source   string          `json:"source"`
+	Filter   Filter          `json:"filter"`
+	At       json.RawMessage `json:"at,omitempty"`
+	Facts    uint64          `json:"facts"`
+	Finished bool            `json:"finished"`
+}
+
+// Defaults. A batch also ends with so many bytes.
+const (
+	defaultBatch = 20_000
+	batchBytes   = 32 << 20
+	defaultSave  = 2 * time.Second
+	defaultKeep  = 5_000
+)
+
+// run is one replay.
+type run struct {
+	Config
+	projector *projector.Projector
+	state     saved
+	rows      *freshRows
+	total     uint64
+	unit      string
+	folded    uint64
+	savedAt   time.Time
+}
+
+// Run replays until the source's end. When the context ends first, the next Run with the same source, filter and table goes on.
+func Run(ctx context.Context, c Config) (Result, error) {
+	if err := c.Filter.Validate(); err != nil {
+		return Result{}, err
+	}
+	c.Keep = cmp.Or(c.Keep, defaultKeep)
+	c.Batch = cmp.Or(c.Batch, defaultBatch)
+	c.SaveEvery = cmp.Or(c.SaveEvery, defaultSave)
+	r := &run{Config: c}
+	resumed, err := r.begin(ctx)
+	if err != nil {
+		return Result{}, err
+	}
+	r.rows = &freshRows{Shadow: c.Into, fresh: !resumed, stored: map[string]struct{}{}}
+	r.projector, err = projector.New(r.rows, c.Store, 1, c.Keep, c.Logger, prometheus.NewRegistry())
+	if err != nil {
+		return Result{}, err
+	}
+	defer r.projector.Stop()
+	if r.total, r.unit, err = c.Source.Total(ctx, r.state.At); err != nil {
+		return Result{}, fmt.Errorf("measure %s: %w", c.Source.Name(), err)
+	}
+	if err := r.fold(ctx); err != nil {
+		return Result{}, err
+	}
+	r.state.Finished = true
+	if err := r.save(ctx); err != nil {
+		return Result{}, err
+	}
+	return Result{Facts: r.state.Facts, Resumed: resumed, Partial: c.Filter.partial()}, nil
+}
+
+// begin finds out whether an earlier replay can go on, and makes the table when not.
+func (r *run) begin(ctx context.Context) (resumed bool, err error) {
+	position, err := r.Into.Position(ctx)
+	if err != nil {
+		return false, err
+	}
+	fresh := saved{Source: r.Source.Name(), Filter: r.Filter}
+	if position != nil && !r.Restart {
+		var old saved
+		if err := json.Unmarshal(position, &old); err != nil {
+			return false, fmt.Errorf("read the position of %s: %w", r.Into.Name(), err)
+		}
+		switch {
+		case old.Finished:
+		case old.Source != fresh.Source || old.Filter != fresh.Filter:
+			return false, fmt.Errorf("table %s holds an unfinished replay of something else (%s): finish that one, name another table, or begin anew with --restart", r.Into.Name(), old.Source)
+		default:
+			r.state = old
+			return true, nil
+		}
+	}
+	r.state = fresh
+	text, err := json.Marshal(fresh)
+	if err != nil {
+		return false, err
+	}
+	return false, r.Into.Make(ctx, text)
+}
+
+func (r *run) fold(ctx context.Context) error {
+	var batch []projector.Fact
+	bytes := 0
+	flush := func() error {
+		if err := r.projector.Fold(ctx, batch); err != nil {
+			return err
+		}
+		r.folded += uint64(len(batch))
+		r.state.Facts += uint64(len(batch))
+		batch, bytes = batch[:0], 0
+		var done uint64
+		r.state.At, done = r.Source.Position()
+		if r.Progress != nil {
+			r.Progress(Progress{Done: done, Total: r.total, Unit: r.unit, Facts: r.folded})
+		}
+		if time.Since(r.savedAt) < r.SaveEvery {
+			return nil
+		}
+		return r.save(ctx)
+	}
+	for f, err := range r.Source.Facts(ctx, r.state.At) {
+		if err != nil {
+			return err
+		}
+		if !r.Filter.Takes(f) {
+			continue
+		}
+		batch = append(batch, projector.Fact{Event: f.Event, At: kafka.Position{Time: f.ReceivedAt, Assignment: 1}})
+		if bytes += len(f.Event.Payload) + 256; len(batch) >= r.Batch || bytes >= batchBytes {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return flush()
+}
+
+func (r *run) save(ctx context.Context) error {
+	text, err := json.Marshal(r.state)
+	if err != nil {
+		return err
+	}
+	r.savedAt = time.Now()
+	return r.Into.SavePosition(ctx, text)
+}
+
+// freshRows spares the question for rows of a table that was empty at the start and has none of them yet.
+type freshRows struct {
+	*clickhouse.Shadow
+	fresh  bool
+	stored map[string]struct{} // 16 bytes of each id that was stored
+}
+
+func short(id string) string { return id[max(0, len(id)-16):] }
+
+func (f *freshRows) LoadStates(ctx context.Context, ids []string) (map[string]*execution.State, error) {
+	if f.fresh {
+		known := ids[:0:0]
+		for _, id := range ids {
+			if _, ok := f.stored[short(id)]; ok {
+				known = append(known, id)
+			}
+		}
+		ids = known
+	}
+	if len(ids) == 0 {
+		return map[string]*execution.State{}, nil
+	}
+	return f.Shadow.LoadStates(ctx, ids)
+}
+
+func (f *freshRows) InsertRows(ctx context.Context, states []*execution.State) error {
+	if f.fresh {
+		for _, s := range states {
+			f.stored[short(s.ID())] = struct{}{}
+		}
+	}
+	return f.Shadow.InsertRows(ctx, states)
+}
+
+// Swap makes the rebuilt table the live one. Executions of which the old one knew more, because facts came since, are folded
+// again from the archive.
+func Swap(ctx context.Context, s *clickhouse.Store, h *clickhouse.Shadow) (refolded int, err error) {
+	if err := h.Swap(ctx); err != nil {
+		return 0, err
+	}
+	newer, err := h.Newer(ctx)
+	if err != nil {
+		return 0, err
+	}
+	for id := range newer {
+		state := execution.New(id)
+		for f, err := range Archive(s, Filter{Execution: id}).Facts(ctx, nil) {
+			if err != nil {
+				return refolded, err
+			}
+			state.Apply(f.Event, f.ReceivedAt)
+		}
+		if err := s.InsertRows(ctx, []*execution.State{state}); err != nil {
+			return refolded, err
+		}
+		refolded++
+	}
+	return refolded, nil
+}
