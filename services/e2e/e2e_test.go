@@ -58,6 +58,7 @@ func run(t *testing.T, more func(*testscript.Env), p testscript.Params) {
 		"until":    until,
 		"repeat":   repeat,
 		"sha256eq": sha256eq,
+		"hidden":   hidden,
 	}
 	p.RequireExplicitExec = true
 	p.RequireUniqueNames = true

@@ -1,11 +1,13 @@
 // Package gateway is the HTTP API: submit, read, follow, cancel and query executions.
 //
 //	POST /v1/executions                          accept a request           → verbatim.requests
+//	POST /v1/stdin                               take a large stdin         → verbatim.stdin
 //	POST /v1/executions/{id}/cancel              ask to stop it             → verbatim.control
 //	GET  /v1/executions, /v1/executions/{id}     rows                       ← ClickHouse
 //	GET  /v1/executions/{id}/output/{stream}     exact bytes, ranges        ← ClickHouse
 //	GET  /v1/executions/{id}/events              facts, one JSON per line   ← ClickHouse
 //	GET  /v1/executions/{id}/tail                facts, live, as SSE        ← ClickHouse, then Kafka
+//	GET  /v1/runners                             who lives and runs what    ← verbatim.runners
 //	POST /v1/query                               one reading statement      ← ClickHouse
 //	GET  /livez /readyz /metrics /openapi.json /                            for operators and people
 //
