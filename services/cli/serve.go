@@ -13,6 +13,7 @@ import (
 	"verbatim.dev/services/internal/telemetry"
 	"verbatim.dev/services/internal/wiring"
 	"verbatim.dev/services/runner"
+	"verbatim.dev/services/runner/cgroup"
 )
 
 // defaultKeep is how many executions' states a projector keeps in memory: at most about 300 KB each, most far
@@ -123,11 +124,11 @@ func (c *runnerCommand) Run(ctx context.Context, s *session) error {
 		return err
 	}
 	_, kafkaErr := c.kafkaFlags.config(logger)
-	_, configErr := c.configure(wiring.Base{Logger: logger})
+	config, configErr := c.configure(wiring.Base{Logger: logger})
 	if err := errors.Join(kafkaErr, configErr); err != nil {
 		return usageError{err}
 	}
-	return supervise(ctx, s, logger)
+	return supervise(ctx, s, logger, cgroup.Open(config.ID, config.DataDir, logger))
 }
 
 type recorderCommand struct {

@@ -12,12 +12,13 @@ import (
 
 	"verbatim.dev/services/internal/lifecycle"
 	"verbatim.dev/services/internal/wiring"
+	"verbatim.dev/services/runner/cgroup"
 	"verbatim.dev/services/runner/protocol"
 	"verbatim.dev/services/runner/supervisor"
 )
 
 // supervise runs the supervisor of "verbatim runner" with a worker of the same flags.
-func supervise(ctx context.Context, s *session, logger *slog.Logger) error {
+func supervise(ctx context.Context, s *session, logger *slog.Logger, groups *cgroup.Root) error {
 	program, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("find the program: %w", err)
@@ -30,7 +31,7 @@ func supervise(ctx context.Context, s *session, logger *slog.Logger) error {
 	args[at] = "runner-worker"
 	c := supervisor.Config{
 		Program: program, Worker: append([]string{os.Args[0]}, args...), Environment: without(os.Environ(), wiring.ParentVariable),
-		Stderr: os.Stderr, StopTime: stopTime, Logger: logger,
+		Stderr: os.Stderr, StopTime: stopTime, Groups: groups, Logger: logger,
 	}
 	if text := os.Getenv(wiring.ParentVariable); text != "" {
 		conn, err := inherited(text)

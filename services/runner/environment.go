@@ -10,6 +10,7 @@ import (
 
 	"verbatim.dev/events"
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
+	"verbatim.dev/services/runner/process"
 )
 
 // defaultPath is where programs are looked up when the launch spec does not say.
@@ -39,6 +40,7 @@ func environment(work events.Event, spec *executionv1.Prepared, home string) map
 type directory struct {
 	path, home string
 	ours       bool
+	owner      *process.Identity // nil: the runner.
 }
 
 // directoryOf takes the directory that was asked for, or one below root.
@@ -55,7 +57,13 @@ func (d directory) make() error {
 	if !d.ours {
 		return nil
 	}
-	if err := os.MkdirAll(d.path, 0o700); err != nil {
+	err := os.MkdirAll(filepath.Dir(d.path), 0o700)
+	if d.owner != nil && err == nil {
+		err = give(d.path, d.owner)
+	} else if err == nil {
+		err = os.MkdirAll(d.path, 0o700)
+	}
+	if err != nil {
 		return fmt.Errorf("make working directory: %w", err)
 	}
 	return nil

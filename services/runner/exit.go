@@ -19,6 +19,9 @@ func exited(e process.Exit) *executionv1.ProcessExited {
 	} else {
 		fact.Status = &executionv1.ProcessExited_ExitCode{ExitCode: int32(e.Code)}
 	}
+	if e.OOMKills > 0 {
+		fact.OutOfMemory = &executionv1.OutOfMemory{Kills: e.OOMKills, Evidence: e.OOMEvidence}
+	}
 	return fact
 }
 

@@ -16,6 +16,7 @@ import (
 	"verbatim.dev/events"
 	"verbatim.dev/events/kafka"
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
+	"verbatim.dev/services/runner/cgroup"
 	"verbatim.dev/services/runner/journal"
 	"verbatim.dev/services/runner/protocol"
 	"verbatim.dev/services/runner/supervisor"
@@ -60,6 +61,7 @@ func (r *Runner) open() error {
 		return errors.Join(err, ours.Close(), lock.Close())
 	}
 	r.host = supervisor.NewHost(r.config.Logger)
+	r.host.UseGroups(cgroup.Open(r.config.ID, r.config.DataDir, r.config.Logger))
 	r.busyHost.Go(func() {
 		_ = r.host.Serve(conn, nil)
 		_ = conn.Close()

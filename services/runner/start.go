@@ -43,7 +43,14 @@ func (a *attempt) start(life context.Context) (limits, *supervisor.Process, erro
 			return bounds, nil, a.secretless
 		}
 	}
+	command, err := a.limited()
+	if err != nil {
+		return bounds, nil, err
+	}
 	where := a.directory()
+	if where.owner, err = a.owner(); err != nil {
+		return bounds, nil, err
+	}
 	if err := where.make(); err != nil {
 		var errno syscall.Errno
 		errors.As(err, &errno)
@@ -60,14 +67,17 @@ func (a *attempt) start(life context.Context) (limits, *supervisor.Process, erro
 			defer document.Close()
 		}
 	}
-	p, err := a.runner.client.Start(a.key, a.folder, protocol.Command{
-		Argv: a.spec.GetArgv(), Environment: environment(a.work, a.spec, where.home), Directory: where.path,
-	}, document)
+	command.Argv, command.Environment, command.Directory = a.spec.GetArgv(), environment(a.work, a.spec, where.home), where.path
+	p, err := a.runner.client.Start(a.key, a.folder, command, document)
 	return bounds, p, err
 }
 
 // directory is where the process works.
 func (a *attempt) directory() directory {
+	if a.spec.GetDirectory() == "" && (a.spec.GetLimits().GetUser() != "" || a.spec.GetLimits().GetGroup() != "") {
+		// Somebody else could not get to one below the data folder, which is the runner's alone.
+		return directoryOf(os.TempDir(), "", "verbatim-"+folderName(a.work.Subject, a.work.Attempt))
+	}
 	return directoryOf(a.runner.work, a.spec.GetDirectory(), folderName(a.work.Subject, a.work.Attempt))
 }
 

@@ -1,10 +1,12 @@
 package process
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -113,4 +115,26 @@ func (s Spec) environ() []string {
 	}
 	slices.Sort(list)
 	return list
+}
+
+// BootID names this run of the machine (random(4)); empty where there is none.
+func BootID() string {
+	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(id))
+}
+
+// StartTicks is when the kernel started a process, in clock ticks since boot (proc_pid_stat(5), field 22), which with the boot id and the
+// number names it for ever. 0: there is no such process, or nobody says.
+func StartTicks(pid int) uint64 {
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0
+	}
+	// The name in field 2 may hold anything; fields are counted from its last bracket, after which the third begins.
+	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	if len(fields) < 20 {
+		return 0
+	}
+	ticks, _ := strconv.ParseUint(fields[19], 10, 64)
+	return ticks
 }

@@ -21,6 +21,13 @@ type Spec struct {
 	Directory string
 	// Stdin asks for a pipe on standard input. Without it the process reads from the null device.
 	Stdin bool
+	// Limits are those that the kernel keeps for each process (rlimits, umask, user, group, privileges); the others are cgroup's.
+	// nil: the runner's own, but without new privileges.
+	Limits *executionv1.Limits
+	// Cgroup, if not nil, is the folder of a cgroup (version 2) that the process is born in; the caller closes it. Join lists more groups, by
+	// their lists of processes (cgroup.procs), that it enters before its program begins.
+	Cgroup *os.File
+	Join   []string
 }
 
 // Process is a started process. Its methods are safe for concurrent use.
@@ -52,6 +59,9 @@ type Exit struct {
 	// Usage is the process's and that of the children it waited for. On Linux max_resident_bytes is never below
 	// what the parent had at fork(2), because execve(2) carries the high-water mark over.
 	Usage *executionv1.ResourceUsage
+	// OOMKills and OOMEvidence are known to who has the control group.
+	OOMKills    uint64
+	OOMEvidence string
 }
 
 // Start starts the process. An error is always a *StartError. The process gets its three streams and no other
@@ -74,6 +84,10 @@ func Start(s Spec) (*Process, error) {
 	pid, handle, forkErr := fork(path, s, ends.child)
 	if forkErr != nil {
 		ends.closeAll()
+		var start *StartError
+		if errors.As(forkErr, &start) {
+			return nil, start
+		}
 		return nil, s.explain(path, forkErr)
 	}
 	ends.closeChild()

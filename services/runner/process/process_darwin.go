@@ -23,6 +23,9 @@ func (exitHandle) close() {}
 func keepInherited() {}
 
 func fork(path string, s Spec, files [3]*os.File) (int, exitHandle, error) {
+	if s.Limits != nil {
+		return 0, exitHandle{}, Unavailable(syscall.ENOSYS, "limits, users and groups can only be had on Linux")
+	}
 	fds, err := descriptors(files)
 	if err != nil {
 		return 0, exitHandle{}, err

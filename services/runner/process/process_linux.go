@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -41,9 +42,24 @@ func fork(path string, s Spec, files [3]*os.File) (int, exitHandle, error) {
 		return 0, exitHandle{}, err
 	}
 	pidfd := -1
-	pid, err := syscall.ForkExec(path, s.Argv, &syscall.ProcAttr{
+	attributes := &syscall.ProcAttr{
 		Dir: s.Directory, Env: s.environ(), Files: fds,
 		Sys: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
+	}
+	if s.Cgroup != nil {
+		attributes.Sys.UseCgroupFD, attributes.Sys.CgroupFD = true, int(s.Cgroup.Fd())
+	}
+	l, err := s.launch(path)
+	if err != nil {
+		return 0, exitHandle{}, err
+	}
+	var pid int
+	onThread(!s.Limits.GetAllowNewPrivileges(), func() {
+		if l == nil {
+			pid, err = syscall.ForkExec(path, s.Argv, attributes)
+		} else {
+			pid, err = l.fork(attributes)
+		}
 	})
 	if err != nil {
 		return 0, exitHandle{}, err
@@ -54,6 +70,24 @@ func fork(path string, s Spec, files [3]*os.File) (int, exitHandle, error) {
 	// Non-blocking, or os.NewFile would not give it to the poller. When that fails, Wait waits in a thread.
 	_ = unix.SetNonblock(pidfd, true)
 	return pid, exitHandle{os.NewFile(uintptr(pidfd), "pidfd")}, nil
+}
+
+// onThread forks in a thread of its own that cannot gain privileges: no_new_privs belongs to a thread, is inherited by what it
+// forks, and cannot be taken back (prctl(2), PR_SET_NO_NEW_PRIVS). The thread ends with the goroutine, since it stays locked.
+func onThread(confined bool, fork func()) {
+	if !confined {
+		fork()
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		// It cannot fail since Linux 3.5; Go needs 3.2, where there is nothing that could be set.
+		_ = unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+		fork()
+	}()
+	<-done
 }
 
 // Wait returns how the process ended. It does not reap: Release does. Any error means that the status

@@ -74,6 +74,8 @@ type Command struct {
 	Argv        []string          `json:"argv"`
 	Environment map[string]string `json:"environment,omitempty"`
 	Directory   string            `json:"directory"`
+	// Limits is a Limits message in Protobuf, empty for none.
+	Limits []byte `json:"limits,omitempty"`
 }
 
 // Record says how a start went. It is written to RecordFile.
@@ -82,6 +84,11 @@ type Record struct {
 	StartedAt time.Time `json:"started_at,omitzero"`
 	// Boot is the kernel's boot id, which with PID and StartedAt names the process for ever.
 	Boot string `json:"boot,omitempty"`
+	// Ticks is when the kernel started it, in its clock ticks since boot (proc_pid_stat(5), field 22). Unlike StartedAt nothing can
+	// change it.
+	Ticks uint64 `json:"ticks,omitempty"`
+	// Groups are the folders of its control group.
+	Groups []string `json:"groups,omitempty"`
 	// Failure says why there is no process.
 	Failure *Failure `json:"failure,omitempty"`
 }
@@ -101,6 +108,9 @@ type Exit struct {
 	EndedAt    time.Time      `json:"ended_at"`
 	// Usage is a ResourceUsage in Protobuf.
 	Usage []byte `json:"usage,omitempty"`
+	// OOMKills is how many processes of its control group the kernel killed for memory, OOMEvidence where that was read.
+	OOMKills    uint64 `json:"oom_kills,omitempty"`
+	OOMEvidence string `json:"oom_evidence,omitempty"`
 	// WaitError is set when the status could not be had; then only EndedAt, when that was seen, means something.
 	WaitError string        `json:"wait_error,omitempty"`
 	Errno     syscall.Errno `json:"errno,omitempty"`

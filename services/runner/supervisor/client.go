@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
+	"verbatim.dev/services/runner/cgroup"
 	"verbatim.dev/services/runner/process"
 	"verbatim.dev/services/runner/protocol"
 )
@@ -199,7 +200,7 @@ func Decode(e protocol.Exit) (process.Exit, error) {
 	if e.WaitError != "" {
 		return process.Exit{}, &waitError{e.WaitError, e.Errno}
 	}
-	x := process.Exit{Code: e.Code, Signal: e.Signal, CoreDumped: e.CoreDumped, EndedAt: e.EndedAt, Usage: &executionv1.ResourceUsage{}}
+	x := process.Exit{Code: e.Code, Signal: e.Signal, CoreDumped: e.CoreDumped, EndedAt: e.EndedAt, OOMKills: e.OOMKills, OOMEvidence: e.OOMEvidence, Usage: &executionv1.ResourceUsage{}}
 	if err := proto.Unmarshal(e.Usage, x.Usage); err != nil {
 		x.Usage = nil // The status is worth more.
 	}
@@ -221,6 +222,9 @@ func (p *Process) SignalGroup(sig syscall.Signal) error {
 	answer, err := p.client.ask(protocol.Message{Kind: protocol.Signal, Attempt: p.attempt, Signal: sig})
 	switch {
 	case err != nil && p.watch.lives():
+		if sig == syscall.SIGKILL {
+			_ = cgroup.Find(p.Groups).Kill()
+		}
 		return syscall.Kill(-p.PID, sig)
 	case err != nil || answer.Kind == protocol.Gone:
 		return os.ErrProcessDone
@@ -230,8 +234,13 @@ func (p *Process) SignalGroup(sig syscall.Signal) error {
 	return nil
 }
 
-// GroupHasOthers reports whether somebody else is in the process's group.
-func (p *Process) GroupHasOthers() (bool, error) { return process.GroupHasOthers(p.PID) }
+// GroupHasOthers reports whether somebody else is in the process's group, or in its control group, once the process has ended.
+func (p *Process) GroupHasOthers() (bool, error) {
+	if cgroup.Find(p.Groups).Populated() {
+		return true, nil
+	}
+	return process.GroupHasOthers(p.PID)
+}
 
 // StdinDone lets the supervisor close its copy of the pipe.
 func (p *Process) StdinDone() {

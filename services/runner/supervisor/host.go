@@ -28,13 +28,14 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
+	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
+	"verbatim.dev/services/runner/cgroup"
 	"verbatim.dev/services/runner/journal"
 	"verbatim.dev/services/runner/process"
 	"verbatim.dev/services/runner/protocol"
@@ -43,6 +44,7 @@ import (
 // Host holds the processes. It is safe for concurrent use.
 type Host struct {
 	logger *slog.Logger
+	groups *cgroup.Root // nil: attempts have none.
 	// forking is held, shared, from before fork(2) until the child is entered, so that who reaps orphans can tell them
 	// from children of ours.
 	forking sync.RWMutex
@@ -62,12 +64,16 @@ type held struct {
 	record   protocol.Record
 	document *os.File // nil when the process reads from the null device, or has been given everything.
 	exit     *protocol.Exit
+	group    *cgroup.Group
 }
 
 // NewHost returns a host without processes.
 func NewHost(l *slog.Logger) *Host {
 	return &Host{logger: l, held: make(map[string]*held), ours: make(map[int]bool), changed: make(chan struct{})}
 }
+
+// UseGroups gives every attempt from now on a control group.
+func (h *Host) UseGroups(r *cgroup.Root) { h.groups = r }
 
 // Serve answers one worker until its end of the socket is closed. Only one worker is served at a time. ready is
 // called when the worker says so.
@@ -160,9 +166,7 @@ func reserve(folder string) error {
 func (h *Host) fork(m protocol.Message) (*held, protocol.Record) {
 	h.forking.RLock()
 	defer h.forking.RUnlock()
-	p, err := process.Start(process.Spec{
-		Argv: m.Command.Argv, Environment: m.Command.Environment, Directory: m.Command.Directory, Stdin: len(m.Files) > 0,
-	})
+	p, group, err := h.begin(m)
 	if err != nil {
 		protocol.CloseAll(m.Files)
 		f := &protocol.Failure{Message: err.Error()}
@@ -172,7 +176,9 @@ func (h *Host) fork(m protocol.Message) (*held, protocol.Record) {
 		}
 		return nil, protocol.Record{Failure: f}
 	}
-	e := &held{process: p, record: protocol.Record{PID: p.PID, StartedAt: p.StartedAt, Boot: bootID()}}
+	e := &held{process: p, group: group, record: protocol.Record{
+		PID: p.PID, StartedAt: p.StartedAt, Boot: process.BootID(), Ticks: process.StartTicks(p.PID), Groups: group.Folders(),
+	}}
 	if len(m.Files) > 0 {
 		e.document = m.Files[0]
 	}
@@ -181,6 +187,54 @@ func (h *Host) fork(m protocol.Message) (*held, protocol.Record) {
 	h.ours[e.process.PID] = true
 	h.mu.Unlock()
 	return e, e.record
+}
+
+// begin makes the attempt's control group and starts the process in it. A group that nothing was to be limited by is left out where it
+// cannot be had.
+func (h *Host) begin(m protocol.Message) (*process.Process, *cgroup.Group, error) {
+	spec := process.Spec{
+		Argv: m.Command.Argv, Environment: m.Command.Environment, Directory: m.Command.Directory, Stdin: len(m.Files) > 0,
+	}
+	if len(m.Command.Limits) > 0 {
+		spec.Limits = &executionv1.Limits{}
+		if err := proto.Unmarshal(m.Command.Limits, spec.Limits); err != nil {
+			return nil, nil, process.Unavailable(0, "the limits cannot be read: %v", err)
+		}
+	}
+	limits := cgroup.Limits{
+		MemoryBytes: spec.Limits.GetMemoryBytes(), CPUMillis: spec.Limits.GetCpuMillis(), Processes: spec.Limits.GetProcesses(),
+	}
+	group, err := h.groups.New(filepath.Base(m.Folder), limits)
+	if err != nil {
+		return nil, nil, process.Unavailable(errnoOf(err), "%s", err)
+	}
+	spec.Join = group.Join()
+	if spec.Cgroup, err = group.Open(); err != nil {
+		group.Remove()
+		return nil, nil, process.Unavailable(errnoOf(err), "the control group cannot be opened: %v", err)
+	}
+	p, err := process.Start(spec)
+	if spec.Cgroup == nil {
+		if err != nil {
+			group.Remove()
+		}
+		return p, group, err
+	}
+	_ = spec.Cgroup.Close()
+	if err == nil {
+		return p, group, nil
+	}
+	group.Remove()
+	if limits != (cgroup.Limits{}) {
+		return nil, nil, err
+	}
+	// Was it the group? An old kernel has no clone3(2), and a filter may forbid it.
+	spec.Cgroup = nil
+	p, second := process.Start(spec)
+	if second == nil {
+		h.groups.GiveUpV2(err)
+	}
+	return p, nil, second
 }
 
 // started hands out the pipes: stdout, stderr, and, while there is something to write, stdin and its document.
@@ -228,6 +282,7 @@ func (h *Host) wait(attempt, folder string, p *held) {
 	} else if e.Usage, err = proto.Marshal(exit.Usage); err != nil {
 		h.logger.Error("resource usage cannot be encoded", "attempt", attempt, "error", err)
 	}
+	e.OOMKills, e.OOMEvidence = p.group.OOMKills()
 	data, err := json.Marshal(e)
 	if err == nil {
 		err = journal.WriteFile(filepath.Join(folder, protocol.ExitFile), data)
@@ -265,9 +320,21 @@ func (h *Host) signal(m protocol.Message) protocol.Message {
 	answer := protocol.Message{Kind: protocol.Done}
 	if p == nil {
 		answer.Kind = protocol.Gone
-	} else if err := p.process.SignalGroup(m.Signal); errors.Is(err, os.ErrProcessDone) {
+		return answer
+	}
+	err := p.process.SignalGroup(m.Signal)
+	if m.Signal == syscall.SIGKILL && p.group != nil {
+		// Also those who left the session. Without them the group could be empty, which is no error then.
+		if killErr := p.group.Kill(); killErr != nil {
+			err = errors.Join(err, killErr)
+		} else if errors.Is(err, syscall.ESRCH) {
+			err = nil
+		}
+	}
+	switch {
+	case errors.Is(err, os.ErrProcessDone):
 		answer.Kind = protocol.Gone
-	} else if err != nil {
+	case err != nil:
 		answer.Error, answer.Errno = err.Error(), errnoOf(err)
 	}
 	return answer
@@ -295,6 +362,7 @@ func (h *Host) release(attempt string) {
 	delete(h.held, attempt)
 	_, _ = p.process.Stdout.Close(), p.process.Stderr.Close()
 	p.process.Release()
+	p.group.Remove()
 	delete(h.ours, p.process.PID)
 	close(h.changed)
 	h.changed = make(chan struct{})
@@ -324,6 +392,7 @@ func (h *Host) Close() {
 	var left []string
 	for attempt, p := range h.held {
 		_ = p.process.SignalGroup(syscall.SIGKILL)
+		_ = p.group.Kill()
 		left = append(left, attempt)
 	}
 	h.mu.Unlock()
@@ -332,6 +401,7 @@ func (h *Host) Close() {
 		h.release(attempt)
 	}
 	h.waits.Wait()
+	h.groups.Close()
 }
 
 // owns reports whether a child is the worker or a process that is held.
@@ -345,11 +415,6 @@ func (h *Host) setWorkerPID(pid int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.pid = pid
-}
-
-func bootID() string {
-	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return strings.TrimSpace(string(id))
 }
 
 func errnoOf(err error) syscall.Errno {

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"verbatim.dev/services/runner/cgroup"
 	"verbatim.dev/services/runner/protocol"
 )
 
@@ -29,7 +30,9 @@ type Config struct {
 	// Orphaned, if not nil, is closed when whoever started the supervisor is gone, and most likely the broker with it: what runs
 	// is ended, and nobody waits for its facts to be published. They are, when the runner starts again.
 	Orphaned <-chan struct{}
-	Logger   *slog.Logger
+	// Groups, if not nil, is where attempts get their control groups.
+	Groups *cgroup.Root
+	Logger *slog.Logger
 }
 
 // WorkerSocket is the number of the worker's end of the socket.
@@ -55,6 +58,8 @@ type run struct {
 // Run supervises until the context ends; then it lets the worker stop, and ends what is left.
 func Run(ctx context.Context, c Config) error {
 	r := &run{Config: c, host: NewHost(c.Logger)}
+	r.host.UseGroups(c.Groups)
+	c.Groups.Sweep(func(string) bool { return false })
 	stopReaping := r.reap()
 	defer stopReaping()
 	defer r.host.Close()

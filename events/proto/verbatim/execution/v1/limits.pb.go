@@ -39,7 +39,7 @@ type Limits struct {
 	AddressSpaceBytes *uint64 `protobuf:"varint,5,opt,name=address_space_bytes,json=addressSpaceBytes,proto3,oneof" json:"address_space_bytes,omitempty"`
 	// RLIMIT_CORE: the size of a core file, in bytes.
 	CoreBytes *uint64 `protobuf:"varint,6,opt,name=core_bytes,json=coreBytes,proto3,oneof" json:"core_bytes,omitempty"`
-	// umask(2), at most 0o777. Absent: 0o022.
+	// umask(2), at most 0o777. Absent: the runner's own.
 	Umask *uint32 `protobuf:"varint,7,opt,name=umask,proto3,oneof" json:"umask,omitempty"`
 	// Who the process is: a name or a number on the runner. Empty: the runner's own user.
 	User string `protobuf:"bytes,8,opt,name=user,proto3" json:"user,omitempty"`

@@ -1,0 +1,488 @@
+package cgroup
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Limits are what the kernel is to hold an attempt to, all its processes together. 0 is no limit.
+type Limits struct {
+	MemoryBytes uint64
+	CPUMillis   uint64 // Thousandths of one processor.
+	Processes   uint64
+}
+
+// UnavailableError says that a limit cannot be had on this machine.
+type UnavailableError struct {
+	What  string
+	Cause error
+}
+
+func (e *UnavailableError) Error() string {
+	return fmt.Sprintf("a limit of %s cannot be had on this runner: %v", e.What, e.Cause)
+}
+
+func (e *UnavailableError) Unwrap() error { return e.Cause }
+
+// Root is where the groups of attempts are made. It is safe for concurrent use.
+type Root struct {
+	logger *slog.Logger
+	name   string
+
+	mu    sync.Mutex
+	v2    string            // The folder for groups of version 2, or empty.
+	v1    map[string]string // By controller.
+	ready map[string]error  // Of controllers of version 2 that were asked for.
+	own   string            // The group of this process in version 2.
+	err   error             // Why there is no v2.
+	left  [][]string        // Groups that had somebody in them when they were to go.
+}
+
+// controllers that are used.
+var controllers = []string{"memory", "cpu", "pids"}
+
+// Open looks at what there is. It does not fail: what is not there is said when it is asked for. The data folder is what tells the
+// groups of this runner from those of others.
+func Open(runner, dataFolder string, l *slog.Logger) *Root {
+	sum := sha256.Sum256([]byte(dataFolder))
+	r := &Root{logger: l, name: "verbatim-" + runner + "-" + hex.EncodeToString(sum[:4]), v1: make(map[string]string), ready: make(map[string]error)}
+	list, err := hierarchies()
+	if err != nil {
+		r.err = fmt.Errorf("find the control groups: %w", err)
+		return r
+	}
+	r.err = errors.New("no control groups of version 2 are mounted")
+	for _, h := range list {
+		if h.v2 {
+			r.openV2(h.own)
+			continue
+		}
+		for _, c := range h.controllers {
+			if slices.Contains(controllers, c) {
+				r.v1[c] = filepath.Join(h.own, r.name)
+			}
+		}
+	}
+	return r
+}
+
+// supervisorGroup is where this process goes when it has to leave its group to others.
+const supervisorGroup = "supervisor"
+
+func (r *Root) openV2(own string) {
+	r.own = own
+	folder := filepath.Join(own, r.name)
+	if filepath.Base(own) == supervisorGroup && filepath.Base(filepath.Dir(own)) == r.name {
+		folder = filepath.Dir(own) // It went there before it executed itself again.
+	}
+	if err := makeFolder(folder); err != nil {
+		r.err = fmt.Errorf("make a control group: %w", err)
+		return
+	}
+	r.v2, r.err = folder, nil
+}
+
+func makeFolder(path string) error {
+	if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil
+}
+
+// Group is an attempt's group. In a hierarchy of version 2 there is one folder, in those of version 1 one each.
+type Group struct {
+	root    *Root
+	v2      string
+	folders []string // All of them.
+	memory  string   // The folder with the memory controller, if limited.
+	isV2    bool     // Of memory.
+}
+
+// New makes a group. The error is an *UnavailableError, and nothing is left behind. Without limits there may be no group: nil.
+func (r *Root) New(name string, l Limits) (*Group, error) {
+	if r == nil {
+		if l != (Limits{}) {
+			return nil, &UnavailableError{"memory, cpu or pids", errors.New("it runs without control groups")}
+		}
+		return nil, nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.retry()
+	g := &Group{root: r}
+	if r.v2 != "" {
+		g.v2 = filepath.Join(r.v2, name)
+		if err := makeFolder(g.v2); err != nil {
+			r.logger.Warn("no control group for an attempt", "group", g.v2, "error", err)
+			g.v2 = ""
+		} else {
+			g.folders = append(g.folders, g.v2)
+		}
+	}
+	for _, limit := range []struct {
+		controller, what string
+		value            uint64
+	}{{"memory", "memory", l.MemoryBytes}, {"cpu", "cpu", l.CPUMillis}, {"pids", "pids", l.Processes}} {
+		if limit.value == 0 {
+			continue
+		}
+		if err := g.limit(limit.controller, name, limit.value); err != nil {
+			_ = remove(g.folders)
+			return nil, &UnavailableError{limit.what, err}
+		}
+	}
+	if len(g.folders) == 0 {
+		return nil, nil
+	}
+	return g, nil
+}
+
+// limit sets one limit, in the version that has its controller. The root's lock is held.
+func (g *Group) limit(controller, name string, value uint64) error {
+	v2Err := g.root.err
+	if g.v2 != "" {
+		if v2Err = g.root.handOn(controller); v2Err == nil {
+			return g.write(g.v2, controller, value, true)
+		}
+	}
+	top, bound := g.root.v1[controller]
+	if !bound {
+		if v2Err == nil {
+			v2Err = errors.New("the runner may not make control groups")
+		}
+		return v2Err
+	}
+	folder := filepath.Join(top, name)
+	if err := errors.Join(makeFolder(top), makeFolder(folder)); err != nil {
+		return err
+	}
+	g.folders = append(g.folders, folder)
+	return g.write(folder, controller, value, false)
+}
+
+// period is the time for which processor time is counted, in microseconds: the kernel's default.
+const period = 100_000
+
+func (g *Group) write(folder, controller string, value uint64, v2 bool) error {
+	text := strconv.FormatUint(value, 10)
+	set := func(file, text string) error { return os.WriteFile(filepath.Join(folder, file), []byte(text), 0) }
+	quota := strconv.FormatUint(max(1000, value*period/1000), 10)
+	switch controller {
+	case "memory":
+		g.memory, g.isV2 = folder, v2
+		if !v2 {
+			err := set("memory.limit_in_bytes", text)
+			// Where swap is counted, both together have the same limit.
+			_ = set("memory.memsw.limit_in_bytes", text)
+			return err
+		}
+		_ = set("memory.swap.max", "0") // There may be no swap to limit.
+		return set("memory.max", text)
+	case "cpu":
+		if v2 {
+			return set("cpu.max", quota+" "+strconv.Itoa(period))
+		}
+		return errors.Join(set("cpu.cfs_period_us", strconv.Itoa(period)), set("cpu.cfs_quota_us", quota))
+	default:
+		return set("pids.max", text)
+	}
+}
+
+// handOn makes a controller of version 2 usable in the groups of attempts.
+func (r *Root) handOn(controller string) error {
+	err, known := r.ready[controller]
+	if !known {
+		err = r.enable(controller)
+		r.ready[controller] = err
+	}
+	return err
+}
+
+func (r *Root) enable(controller string) error {
+	parent := filepath.Dir(r.v2)
+	has := func(folder, file string) bool {
+		text, _ := os.ReadFile(filepath.Join(folder, file))
+		return slices.Contains(strings.Fields(string(text)), controller)
+	}
+	if !has(parent, "cgroup.controllers") {
+		return fmt.Errorf("controller %s is not there in control group %s", controller, parent)
+	}
+	if !has(parent, "cgroup.subtree_control") {
+		err := handDown(parent, controller)
+		if errors.Is(err, syscall.EBUSY) {
+			if err = r.moveOut(parent); err == nil {
+				err = handDown(parent, controller)
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("hand on controller %s in control group %s (run the runner in a group of its own, with systemd by Delegate=yes): %w", controller, parent, err)
+		}
+	}
+	if !has(r.v2, "cgroup.subtree_control") {
+		if err := handDown(r.v2, controller); err != nil {
+			return fmt.Errorf("hand on controller %s in control group %s: %w", controller, r.v2, err)
+		}
+	}
+	return nil
+}
+
+func handDown(folder, controller string) error {
+	return os.WriteFile(filepath.Join(folder, "cgroup.subtree_control"), []byte("+"+controller), 0)
+}
+
+// moveOut moves this process and its worker out of its group, when nobody else is in it.
+func (r *Root) moveOut(parent string) error {
+	text, err := os.ReadFile(filepath.Join(parent, "cgroup.procs"))
+	if err != nil {
+		return err
+	}
+	pids := strings.Fields(string(text))
+	for _, pid := range pids {
+		if n, err := strconv.Atoi(pid); err != nil || (n != os.Getpid() && parentOf(n) != os.Getpid()) {
+			return fmt.Errorf("process %s, which is not the runner's, is in it: %w", pid, syscall.EBUSY)
+		}
+	}
+	leaf := filepath.Join(r.v2, supervisorGroup)
+	if err := makeFolder(leaf); err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		if err := os.WriteFile(filepath.Join(leaf, "cgroup.procs"), []byte(pid), 0); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return err
+		}
+	}
+	return nil
+}
+
+func parentOf(pid int) int {
+	text, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+	if len(fields) < 2 {
+		return 0
+	}
+	n, _ := strconv.Atoi(fields[1])
+	return n
+}
+
+// Open opens the folder of version 2 for clone3(2), CLONE_INTO_CGROUP; nil when there is none.
+func (g *Group) Open() (*os.File, error) {
+	if g == nil || g.v2 == "" {
+		return nil, nil
+	}
+	return os.Open(g.v2)
+}
+
+// Join lists the files by which a process enters the groups of version 1.
+func (g *Group) Join() []string {
+	if g == nil {
+		return nil
+	}
+	var list []string
+	for _, folder := range g.folders {
+		if folder != g.v2 {
+			list = append(list, filepath.Join(folder, "cgroup.procs"))
+		}
+	}
+	return list
+}
+
+// Folders are all the group's folders; Find makes a group of them.
+func (g *Group) Folders() []string {
+	if g == nil {
+		return nil
+	}
+	return g.folders
+}
+
+// Find finds a group by its folders; nil when none of them is there any more.
+func Find(folders []string) *Group {
+	g := &Group{}
+	for _, folder := range folders {
+		if _, err := os.Stat(filepath.Join(folder, "cgroup.procs")); err != nil {
+			continue
+		}
+		g.folders = append(g.folders, folder)
+		if _, err := os.Stat(filepath.Join(folder, "cgroup.events")); err == nil {
+			g.v2 = folder
+		}
+		if _, err := os.Stat(filepath.Join(folder, "memory.oom_control")); err == nil {
+			g.memory = folder
+		}
+		if _, err := os.Stat(filepath.Join(folder, "memory.events")); err == nil {
+			g.memory, g.isV2 = folder, true
+		}
+	}
+	if len(g.folders) == 0 {
+		return nil
+	}
+	return g
+}
+
+// GiveUpV2 says that processes cannot be born in groups of version 2 here. Limits may still be had by version 1.
+func (r *Root) GiveUpV2(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.logger.Warn("control groups of version 2 are not used", "group", r.v2, "error", err)
+	_ = os.Remove(r.v2)
+	r.v2, r.err = "", err
+}
+
+// OOMKills says how many processes of the group the kernel killed for memory, and where that was read.
+func (g *Group) OOMKills() (kills uint64, evidence string) {
+	if g == nil || g.memory == "" {
+		return 0, ""
+	}
+	file := "memory.oom_control"
+	if g.isV2 {
+		file = "memory.events"
+	}
+	text, err := os.ReadFile(filepath.Join(g.memory, file))
+	if err != nil {
+		return 0, ""
+	}
+	for line := range strings.Lines(string(text)) {
+		if name, value, _ := strings.Cut(strings.TrimSpace(line), " "); name == "oom_kill" {
+			kills, _ = strconv.ParseUint(value, 10, 64)
+		}
+	}
+	return kills, file
+}
+
+// Populated reports whether somebody lives in the group.
+func (g *Group) Populated() bool {
+	for _, folder := range g.Folders() {
+		if text, err := os.ReadFile(filepath.Join(folder, "cgroup.procs")); err == nil && alive(strings.Fields(string(text))) {
+			return true
+		}
+	}
+	return false
+}
+
+// alive reports whether one of the processes is more than a zombie, which version 1 lists too.
+func alive(pids []string) bool {
+	for _, pid := range pids {
+		text, _ := os.ReadFile(filepath.Join("/proc", pid, "stat"))
+		rest := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+		if len(rest) > 0 && rest[0] != "Z" && rest[0] != "X" {
+			return true
+		}
+	}
+	return false
+}
+
+// killRounds bounds how often a group without cgroup.kill (before Linux 5.14) is gone through: somebody in it may fork meanwhile.
+const killRounds = 20
+
+// Kill kills everybody in the group.
+func (g *Group) Kill() error {
+	if g == nil {
+		return nil
+	}
+	if g.v2 != "" {
+		err := os.WriteFile(filepath.Join(g.v2, "cgroup.kill"), []byte("1"), 0)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("kill control group: %w", err)
+		}
+	}
+	for range killRounds {
+		found := false
+		for _, folder := range g.folders {
+			text, err := os.ReadFile(filepath.Join(folder, "cgroup.procs"))
+			if err != nil {
+				return fmt.Errorf("read control group: %w", err)
+			}
+			for pid := range strings.FieldsSeq(string(text)) {
+				if n, err := strconv.Atoi(pid); err == nil && n > 1 && alive([]string{pid}) {
+					found = true
+					_ = syscall.Kill(n, syscall.SIGKILL) // It may have ended.
+				}
+			}
+		}
+		if !found {
+			return nil
+		}
+		time.Sleep(time.Millisecond) // For those who fork faster than the list is read.
+	}
+	return errors.New("control group does not get empty")
+}
+
+// Remove removes the group. Where somebody still lives in it, it is tried again from time to time.
+func (g *Group) Remove() {
+	if g == nil || remove(g.folders) || g.root == nil {
+		return
+	}
+	g.root.mu.Lock()
+	defer g.root.mu.Unlock()
+	g.root.left = append(g.root.left, g.folders)
+}
+
+func remove(folders []string) bool {
+	gone := true
+	for _, folder := range folders {
+		if err := os.Remove(folder); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			gone = false
+		}
+	}
+	return gone
+}
+
+// retry removes what could not be removed before. The lock is held.
+func (r *Root) retry() {
+	r.left = slices.DeleteFunc(r.left, remove)
+}
+
+// Sweep removes groups that nobody is in, but those that keep says. It is for the groups of a former supervisor.
+func (r *Root) Sweep(keep func(name string) bool) {
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	tops := []string{r.v2}
+	for _, top := range r.v1 {
+		tops = append(tops, top)
+	}
+	for _, top := range tops {
+		if top == "" {
+			continue
+		}
+		entries, err := os.ReadDir(top)
+		if err != nil {
+			continue
+		}
+		for _, e := range entries {
+			if e.IsDir() && e.Name() != supervisorGroup && !keep(e.Name()) {
+				_ = os.Remove(filepath.Join(top, e.Name())) // Somebody may be in it.
+			}
+		}
+	}
+}
+
+// Close removes the folders of the runner, when they are empty.
+func (r *Root) Close() {
+	if r == nil {
+		return
+	}
+	r.Sweep(func(string) bool { return false })
+	if r.v2 != "" {
+		_ = os.Remove(r.v2)
+	}
+	for _, top := range r.v1 {
+		_ = os.Remove(top)
+	}
+}
