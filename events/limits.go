@@ -11,7 +11,7 @@ import (
 // maxNameBytes bounds a user's or group's name (useradd(8) takes 32; directories of companies take more).
 const maxNameBytes = 256
 
-// CheckLimits reports everything about limits that no machine could ever give, joined. Whether a runner can give the rest is only
+// CheckLimits reports, in a fixed order, everything about limits that no machine could ever give, joined. Whether a runner can give the rest is only
 // known there.
 func CheckLimits(l *executionv1.Limits) error {
 	if l == nil {
@@ -37,20 +37,23 @@ func CheckLimits(l *executionv1.Limits) error {
 		bad("cpu is %d thousandths, the kernel takes 10 (0.01) or more", l.GetCpuMillis())
 	}
 	const most = 1 << 62 // What is more cannot be meant, and overflows where the kernel counts with a sign.
-	for name, v := range map[string]*uint64{
-		"memory": l.MemoryBytes, "cpu": l.CpuMillis, "pids": l.Processes, "nofile": l.OpenFiles, "nproc": l.UserProcesses,
-		"fsize": l.FileSizeBytes, "cputime": l.CpuSeconds, "as": l.AddressSpaceBytes, "core": l.CoreBytes,
+	for _, limit := range []struct {
+		name  string
+		value *uint64
+	}{
+		{"memory", l.MemoryBytes}, {"cpu", l.CpuMillis}, {"pids", l.Processes}, {"nofile", l.OpenFiles}, {"nproc", l.UserProcesses},
+		{"fsize", l.FileSizeBytes}, {"cputime", l.CpuSeconds}, {"as", l.AddressSpaceBytes}, {"core", l.CoreBytes},
 	} {
-		if v != nil && *v > most {
-			bad("%s is %d, leave it out for no limit", name, *v)
+		if limit.value != nil && *limit.value > most {
+			bad("%s is %d, leave it out for no limit", limit.name, *limit.value)
 		}
 	}
 	if l.GetUmask() > 0o777 {
 		bad("umask is %#o, it must be at most 0777", l.GetUmask())
 	}
-	for what, name := range map[string]string{"user": l.GetUser(), "group": l.GetGroup()} {
-		if len(name) > maxNameBytes || strings.ContainsAny(name, "\x00\n:/") {
-			bad("%s is no name and no number", what)
+	for _, who := range []struct{ what, name string }{{"user", l.GetUser()}, {"group", l.GetGroup()}} {
+		if len(who.name) > maxNameBytes || strings.ContainsAny(who.name, "\x00\n:/") {
+			bad("%s is no name and no number", who.what)
 		}
 	}
 	return errors.Join(errs...)

@@ -27,9 +27,10 @@ type runCommand struct {
 	Dir     string            `placeholder:"DIR" help:"Working directory on the runner. Default: this one when the server is on this machine, else a fresh empty one."`
 	Stdin   string            `placeholder:"FILE|-" help:"What the process reads on its standard input: a file, or - for this command's own. At most 64 MiB. Default: nothing."`
 	Secret  []string          `sep:"none" placeholder:"NAME=env:VAR|NAME=file:PATH" help:"Secret for the process, encrypted before it leaves this command. May be given again. See below."`
-	JSON    bool              `name:"json" help:"Print only the row at the end, as one JSON object."`
-	Detach  bool              `help:"Print the execution's id and do not wait for its end."`
-	Argv    []string          `arg:"" passthrough:"partial" help:"Program and arguments, after --. No shell is involved."`
+	limitFlags
+	JSON   bool     `name:"json" help:"Print only the row at the end, as one JSON object."`
+	Detach bool     `help:"Print the execution's id and do not wait for its end."`
+	Argv   []string `arg:"" passthrough:"partial" help:"Program and arguments, after --. No shell is involved."`
 }
 
 // Help is printed by kong below the flags.
@@ -78,6 +79,11 @@ func (c *runCommand) request(s *session) (api.SubmitRequest, error) {
 		}
 		r.Grace = c.Grace.String()
 	}
+	limits, err := c.limits()
+	if err != nil {
+		return r, usageError{err}
+	}
+	r.Limits = limits
 	switch {
 	case c.Dir != "" && !filepath.IsAbs(c.Dir):
 		return r, usageError{fmt.Errorf("--dir %q is not absolute: it is a folder on the runner", c.Dir)}

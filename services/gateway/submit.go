@@ -124,6 +124,7 @@ func requestEvent(id string, r api.SubmitRequest) (events.Event, []*huma.ErrorDe
 	d := &executionv1.ExecutionRequested{
 		Timeout: v.duration("body.timeout", r.Timeout, true), Grace: v.duration("body.grace", r.Grace, false),
 		Stdin: r.Stdin, StdinUpload: v.upload(r), Secrets: r.Secrets, Labels: r.Labels, RequestedBy: r.RequestedBy,
+		Limits: v.limits(r.Limits),
 	}
 	switch {
 	case r.Command != nil && r.Action != nil:

@@ -137,6 +137,9 @@ func prepare(r *executionv1.ExecutionRequested, requestedAt time.Time) (*executi
 			return fail(invalid, "the command holds a NUL byte, which no program can be given")
 		}
 	}
+	if err := events.CheckLimits(r.GetLimits()); err != nil {
+		return fail(invalid, "limits: %s", strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
 	// In order, so that the same request always fails with the same words.
 	for _, name := range slices.Sorted(maps.Keys(command.GetEnvironment())) {
 		value := command.GetEnvironment()[name]
@@ -153,7 +156,7 @@ func prepare(r *executionv1.ExecutionRequested, requestedAt time.Time) (*executi
 	return &executionv1.Prepared{
 		Argv: argv, Environment: command.GetEnvironment(), Directory: command.GetDirectory(), Stdin: r.GetStdin(),
 		Timeout: r.GetTimeout(), Grace: r.GetGrace(), Labels: r.GetLabels(),
-		RequestedAt: timestamppb.New(requestedAt), RequestedBy: r.GetRequestedBy(),
+		RequestedAt: timestamppb.New(requestedAt), RequestedBy: r.GetRequestedBy(), Limits: r.GetLimits(),
 		Secrets: r.GetSecrets(), StdinUpload: r.GetStdinUpload(),
 	}, nil
 }

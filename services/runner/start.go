@@ -43,15 +43,17 @@ func (a *attempt) start(life context.Context) (limits, *supervisor.Process, erro
 			return bounds, nil, a.secretless
 		}
 	}
-	command, err := a.limited()
-	if err != nil {
-		return bounds, nil, err
-	}
+	var command protocol.Command
 	where := a.directory()
-	if where.owner, err = a.owner(); err != nil {
-		return bounds, nil, err
+	if !before { // What was started is found, whatever has become of its limits and its user since.
+		if command, err = a.limited(); err != nil {
+			return bounds, nil, err
+		}
+		if where.owner, err = a.owner(); err != nil {
+			return bounds, nil, err
+		}
 	}
-	if err := where.make(); err != nil {
+	if err := where.make(); err != nil && !before {
 		var errno syscall.Errno
 		errors.As(err, &errno)
 		return bounds, nil, &process.StartError{
@@ -75,8 +77,8 @@ func (a *attempt) start(life context.Context) (limits, *supervisor.Process, erro
 // directory is where the process works.
 func (a *attempt) directory() directory {
 	if a.spec.GetDirectory() == "" && (a.spec.GetLimits().GetUser() != "" || a.spec.GetLimits().GetGroup() != "") {
-		// Somebody else could not get to one below the data folder, which is the runner's alone.
-		return directoryOf(os.TempDir(), "", "verbatim-"+folderName(a.work.Subject, a.work.Attempt))
+		// Somebody else could not get to one below the data folder, which is the runner's alone, nor to every TMPDIR.
+		return directoryOf("/tmp", "", "verbatim-"+folderName(a.work.Subject, a.work.Attempt))
 	}
 	return directoryOf(a.runner.work, a.spec.GetDirectory(), folderName(a.work.Subject, a.work.Attempt))
 }

@@ -19,6 +19,7 @@ type SubmitRequest struct {
 	Secrets     map[string][]byte `json:"secrets,omitempty" doc:"Secrets by name, each an age file in base64, encrypted for the keys of the runners. The process gets them as one line of JSON on its standard input. Not together with stdin."`
 	Labels      map[string]string `json:"labels,omitempty" doc:"At most 64, for finding the execution again."`
 	RequestedBy string            `json:"requested_by,omitempty" doc:"Who asks, for people."`
+	Limits      *Limits           `json:"limits,omitempty" doc:"Bounds and identity of the process. Absent: the runner's own."`
 }
 
 // StdinUpload says where an uploaded standard input lies.
@@ -120,4 +121,22 @@ type Problem struct {
 type ProblemDetail struct {
 	Message  string `json:"message,omitempty"`
 	Location string `json:"location,omitempty"`
+}
+
+// Limits are the bounds and the identity of a process. What is asked for and cannot be had on the runner is a failed start, never a
+// process without it.
+type Limits struct {
+	MemoryBytes        *uint64 `json:"memory_bytes,omitempty" example:"536870912" doc:"Memory of all processes of the execution together (cgroup)."`
+	CPUMillis          *uint64 `json:"cpu_millis,omitempty" example:"500" doc:"Processor time of all processes of the execution together, in thousandths of one processor (cgroup)."`
+	Processes          *uint64 `json:"processes,omitempty" doc:"How many processes and threads the execution may have (cgroup)."`
+	OpenFiles          *uint64 `json:"open_files,omitempty" doc:"RLIMIT_NOFILE."`
+	UserProcesses      *uint64 `json:"user_processes,omitempty" doc:"RLIMIT_NPROC: processes and threads of the user on the whole machine."`
+	FileSizeBytes      *uint64 `json:"file_size_bytes,omitempty" doc:"RLIMIT_FSIZE."`
+	CPUSeconds         *uint64 `json:"cpu_seconds,omitempty" doc:"RLIMIT_CPU: processor time of each process; then XCPU, and a second later KILL."`
+	AddressSpaceBytes  *uint64 `json:"address_space_bytes,omitempty" doc:"RLIMIT_AS."`
+	CoreBytes          *uint64 `json:"core_bytes,omitempty" doc:"RLIMIT_CORE."`
+	Umask              string  `json:"umask,omitempty" example:"027" doc:"In octal. Absent: the runner's own."`
+	User               string  `json:"user,omitempty" doc:"Name or number of a user of the runner's machine. Absent: the runner's own."`
+	Group              string  `json:"group,omitempty" doc:"Name or number of a group. Absent: the user's own."`
+	AllowNewPrivileges bool    `json:"allow_new_privileges,omitempty" doc:"Let set-user-ID programs such as sudo work. Otherwise no_new_privs is set (prctl(2))."`
 }

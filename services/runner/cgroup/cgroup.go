@@ -14,7 +14,6 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 )
 
 // Limits are what the kernel is to hold an attempt to, all its processes together. 0 is no limit.
@@ -48,7 +47,12 @@ type Root struct {
 	own   string            // The group of this process in version 2.
 	err   error             // Why there is no v2.
 	left  [][]string        // Groups that had somebody in them when they were to go.
+	spare []string          // Groups of version 2 without limits, empty, to be used again.
+	made  int               // How many of those were made.
 }
+
+// maxSpare bounds the groups that are kept for use. Making and removing one costs a quarter of starting a short command.
+const maxSpare = 256
 
 // controllers that are used.
 var controllers = []string{"memory", "cpu", "pids"}
@@ -122,6 +126,18 @@ func (r *Root) New(name string, l Limits) (*Group, error) {
 	defer r.mu.Unlock()
 	r.retry()
 	g := &Group{root: r}
+	if l == (Limits{}) {
+		if r.v2 == "" {
+			return nil, nil
+		}
+		var err error
+		if g.v2, err = r.unlimited(); err != nil {
+			r.logger.Warn("no control group for an attempt", "group", r.v2, "error", err)
+			return nil, nil
+		}
+		g.folders = []string{g.v2}
+		return g, nil
+	}
 	if r.v2 != "" {
 		g.v2 = filepath.Join(r.v2, name)
 		if err := makeFolder(g.v2); err != nil {
@@ -143,10 +159,37 @@ func (r *Root) New(name string, l Limits) (*Group, error) {
 			return nil, &UnavailableError{limit.what, err}
 		}
 	}
-	if len(g.folders) == 0 {
-		return nil, nil
-	}
 	return g, nil
+}
+
+// unlimited returns a group without limits: a spare one, or a fresh one. The lock is held.
+func (r *Root) unlimited() (string, error) {
+	if last := len(r.spare) - 1; last >= 0 {
+		folder := r.spare[last]
+		r.spare = r.spare[:last]
+		return folder, nil
+	}
+	for {
+		r.made++
+		folder := filepath.Join(r.v2, "unlimited-"+strconv.Itoa(r.made))
+		// One that is there may have somebody in it, whom a former supervisor left.
+		if err := os.Mkdir(folder, 0o755); !errors.Is(err, fs.ErrExist) {
+			return folder, err
+		}
+	}
+}
+
+// spares reports whether a group goes to the spare ones. The lock is held.
+func (r *Root) spares(folders []string) bool {
+	if r.v2 == "" || len(folders) != 1 || len(r.spare) >= maxSpare || !strings.HasPrefix(folders[0], filepath.Join(r.v2, "unlimited-")) {
+		return false
+	}
+	text, err := os.ReadFile(filepath.Join(folders[0], "cgroup.events"))
+	if err != nil || !strings.Contains(string(text), "populated 0") {
+		return false
+	}
+	r.spare = append(r.spare, folders[0])
+	return true
 }
 
 // limit sets one limit, in the version that has its controller. The root's lock is held.
@@ -276,56 +319,10 @@ func parentOf(pid int) int {
 	return n
 }
 
-// Open opens the folder of version 2 for clone3(2), CLONE_INTO_CGROUP; nil when there is none.
-func (g *Group) Open() (*os.File, error) {
-	if g == nil || g.v2 == "" {
-		return nil, nil
-	}
-	return os.Open(g.v2)
-}
-
-// Join lists the files by which a process enters the groups of version 1.
-func (g *Group) Join() []string {
-	if g == nil {
-		return nil
-	}
-	var list []string
-	for _, folder := range g.folders {
-		if folder != g.v2 {
-			list = append(list, filepath.Join(folder, "cgroup.procs"))
-		}
-	}
-	return list
-}
-
-// Folders are all the group's folders; Find makes a group of them.
-func (g *Group) Folders() []string {
-	if g == nil {
-		return nil
-	}
-	return g.folders
-}
-
-// Find finds a group by its folders; nil when none of them is there any more.
-func Find(folders []string) *Group {
-	g := &Group{}
-	for _, folder := range folders {
-		if _, err := os.Stat(filepath.Join(folder, "cgroup.procs")); err != nil {
-			continue
-		}
-		g.folders = append(g.folders, folder)
-		if _, err := os.Stat(filepath.Join(folder, "cgroup.events")); err == nil {
-			g.v2 = folder
-		}
-		if _, err := os.Stat(filepath.Join(folder, "memory.oom_control")); err == nil {
-			g.memory = folder
-		}
-		if _, err := os.Stat(filepath.Join(folder, "memory.events")); err == nil {
-			g.memory, g.isV2 = folder, true
-		}
-	}
-	if len(g.folders) == 0 {
-		return nil
+// Adopt makes a group that was found one of the root's, which removes it.
+func (r *Root) Adopt(g *Group) *Group {
+	if g != nil {
+		g.root = r
 	}
 	return g
 }
@@ -339,111 +336,9 @@ func (r *Root) GiveUpV2(err error) {
 	r.v2, r.err = "", err
 }
 
-// OOMKills says how many processes of the group the kernel killed for memory, and where that was read.
-func (g *Group) OOMKills() (kills uint64, evidence string) {
-	if g == nil || g.memory == "" {
-		return 0, ""
-	}
-	file := "memory.oom_control"
-	if g.isV2 {
-		file = "memory.events"
-	}
-	text, err := os.ReadFile(filepath.Join(g.memory, file))
-	if err != nil {
-		return 0, ""
-	}
-	for line := range strings.Lines(string(text)) {
-		if name, value, _ := strings.Cut(strings.TrimSpace(line), " "); name == "oom_kill" {
-			kills, _ = strconv.ParseUint(value, 10, 64)
-		}
-	}
-	return kills, file
-}
-
-// Populated reports whether somebody lives in the group.
-func (g *Group) Populated() bool {
-	for _, folder := range g.Folders() {
-		if text, err := os.ReadFile(filepath.Join(folder, "cgroup.procs")); err == nil && alive(strings.Fields(string(text))) {
-			return true
-		}
-	}
-	return false
-}
-
-// alive reports whether one of the processes is more than a zombie, which version 1 lists too.
-func alive(pids []string) bool {
-	for _, pid := range pids {
-		text, _ := os.ReadFile(filepath.Join("/proc", pid, "stat"))
-		rest := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
-		if len(rest) > 0 && rest[0] != "Z" && rest[0] != "X" {
-			return true
-		}
-	}
-	return false
-}
-
-// killRounds bounds how often a group without cgroup.kill (before Linux 5.14) is gone through: somebody in it may fork meanwhile.
-const killRounds = 20
-
-// Kill kills everybody in the group.
-func (g *Group) Kill() error {
-	if g == nil {
-		return nil
-	}
-	if g.v2 != "" {
-		err := os.WriteFile(filepath.Join(g.v2, "cgroup.kill"), []byte("1"), 0)
-		if err == nil {
-			return nil
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("kill control group: %w", err)
-		}
-	}
-	for range killRounds {
-		found := false
-		for _, folder := range g.folders {
-			text, err := os.ReadFile(filepath.Join(folder, "cgroup.procs"))
-			if err != nil {
-				return fmt.Errorf("read control group: %w", err)
-			}
-			for pid := range strings.FieldsSeq(string(text)) {
-				if n, err := strconv.Atoi(pid); err == nil && n > 1 && alive([]string{pid}) {
-					found = true
-					_ = syscall.Kill(n, syscall.SIGKILL) // It may have ended.
-				}
-			}
-		}
-		if !found {
-			return nil
-		}
-		time.Sleep(time.Millisecond) // For those who fork faster than the list is read.
-	}
-	return errors.New("control group does not get empty")
-}
-
-// Remove removes the group. Where somebody still lives in it, it is tried again from time to time.
-func (g *Group) Remove() {
-	if g == nil || remove(g.folders) || g.root == nil {
-		return
-	}
-	g.root.mu.Lock()
-	defer g.root.mu.Unlock()
-	g.root.left = append(g.root.left, g.folders)
-}
-
-func remove(folders []string) bool {
-	gone := true
-	for _, folder := range folders {
-		if err := os.Remove(folder); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			gone = false
-		}
-	}
-	return gone
-}
-
 // retry removes what could not be removed before. The lock is held.
 func (r *Root) retry() {
-	r.left = slices.DeleteFunc(r.left, remove)
+	r.left = slices.DeleteFunc(r.left, func(folders []string) bool { return r.spares(folders) || remove(folders) })
 }
 
 // Sweep removes groups that nobody is in, but those that keep says. It is for the groups of a former supervisor.

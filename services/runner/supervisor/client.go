@@ -249,7 +249,9 @@ func (p *Process) StdinDone() {
 
 // Release lets the supervisor reap the process and forget it.
 func (p *Process) Release() {
-	_, _ = p.client.ask(protocol.Message{Kind: protocol.Release, Attempt: p.attempt})
+	if _, err := p.client.ask(protocol.Message{Kind: protocol.Release, Attempt: p.attempt}); err != nil {
+		cgroup.Find(p.Groups).Remove() // Nobody else does it.
+	}
 	p.client.forget(p.attempt)
 	p.watch.close()
 }

@@ -33,7 +33,7 @@ type Limits struct {
 	UserProcesses *uint64 `protobuf:"varint,2,opt,name=user_processes,json=userProcesses,proto3,oneof" json:"user_processes,omitempty"`
 	// RLIMIT_FSIZE: the size of a file that the process writes, in bytes. It does not apply to its streams.
 	FileSizeBytes *uint64 `protobuf:"varint,3,opt,name=file_size_bytes,json=fileSizeBytes,proto3,oneof" json:"file_size_bytes,omitempty"`
-	// RLIMIT_CPU: processor time of each single process, in seconds; then XCPU.
+	// RLIMIT_CPU: processor time of each single process, in seconds; then XCPU, and KILL a second later.
 	CpuSeconds *uint64 `protobuf:"varint,4,opt,name=cpu_seconds,json=cpuSeconds,proto3,oneof" json:"cpu_seconds,omitempty"`
 	// RLIMIT_AS: address space of each single process, in bytes.
 	AddressSpaceBytes *uint64 `protobuf:"varint,5,opt,name=address_space_bytes,json=addressSpaceBytes,proto3,oneof" json:"address_space_bytes,omitempty"`

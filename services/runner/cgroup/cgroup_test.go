@@ -1,0 +1,136 @@
+package cgroup
+
+import (
+	"errors"
+	"log/slog"
+	"os"
+	"os/exec"
+	"slices"
+	"testing"
+	"time"
+)
+
+func TestHierarchiesAreFound(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		mounts, groups string
+		want           []string
+	}{
+		"hybrid": {
+			"31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n" +
+				"32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct\n" +
+				"40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd\n" +
+				"41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n",
+			"5:cpu,cpuacct:/a\n1:name=systemd:/s\n0::/u/v\n",
+			[]string{"/sys/fs/cgroup/cpu,cpuacct/a", "/sys/fs/cgroup/systemd/s", "/sys/fs/cgroup/unified/u/v"},
+		},
+		"a container": {
+			"31 23 0:28 /docker/1 /sys/fs/cgroup ro - cgroup2 cgroup rw\n", "0::/docker/1/inner\n", []string{"/sys/fs/cgroup/inner"},
+		},
+		"a mount of something else": {"31 23 0:28 /docker/2 /sys/fs/cgroup ro - cgroup2 cgroup rw\n", "0::/docker/1\n", nil},
+		"a name with a space":       {`31 23 0:28 / /mnt/a\040b ro - cgroup2 cgroup rw` + "\n", "0::/\n", []string{"/mnt/a b"}},
+		"nothing":                   {"", "", nil},
+	} {
+		list, err := parse([]byte(test.mounts), []byte(test.groups))
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		var got []string
+		for _, h := range list {
+			got = append(got, h.own)
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, test.want) {
+			t.Errorf("%s: %q, want %q", name, got, test.want)
+		}
+	}
+}
+
+// A group takes its limits or says why not; what is in it dies with it, also who left the session; and nothing of it stays.
+func TestAGroupHoldsEverybody(t *testing.T) {
+	t.Parallel()
+	r := Open("test", t.TempDir(), slog.New(slog.DiscardHandler))
+	defer r.Close()
+	g, err := r.New("attempt-1", Limits{MemoryBytes: 64 << 20, Processes: 50, CPUMillis: 500})
+	var unavailable *UnavailableError
+	if errors.As(err, &unavailable) {
+		t.Logf("this machine has none: %v", err)
+		if g != nil || unavailable.Cause == nil {
+			t.Fatalf("a group %v and no reason", g)
+		}
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	folders := g.Folders()
+	// Who is in the group of the test's own makes the way in: a process of a shell that enters, as the launcher does.
+	c := exec.Command("sh", "-c", `for f in "$@"; do echo 0 >"$f" || exit 9; done; setsid sleep 600 & exec sleep 600`, "sh")
+	c.Args = append(c.Args, g.Join()...)
+	if g.v2 != "" {
+		c.Args = append(c.Args, g.v2+"/cgroup.procs")
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "the group has two", func() bool { return g.Populated() && count(t, folders[0]) == 2 })
+	g.Remove() // Too early: it is kept in mind.
+	if len(r.left) != 1 {
+		t.Error("a group that somebody lives in was removed")
+	}
+	if err := Find(folders).Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Wait()
+	wait(t, "the group is empty", func() bool { return !Find(folders).Populated() })
+	wait(t, "the group goes", func() bool { r.mu.Lock(); defer r.mu.Unlock(); r.retry(); return len(r.left) == 0 })
+	for _, folder := range folders {
+		if _, err := os.Stat(folder); err == nil {
+			t.Errorf("%s is left", folder)
+		}
+	}
+	if Find(folders) != nil {
+		t.Error("a group that is gone is found")
+	}
+}
+
+func count(t *testing.T, folder string) int {
+	t.Helper()
+	text, err := os.ReadFile(folder + "/cgroup.procs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, b := range text {
+		if b == '\n' {
+			n++
+		}
+	}
+	return n
+}
+
+func wait(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within 20 s", what)
+		}
+	}
+}
+
+func BenchmarkNewAndRemove(b *testing.B) {
+	r := Open("bench", b.TempDir(), slog.New(slog.DiscardHandler))
+	defer r.Close()
+	for b.Loop() {
+		g, err := r.New("attempt", Limits{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		f, err := g.Open()
+		if err != nil {
+			b.Fatal(err)
+		}
+		_ = f.Close()
+		g.Remove()
+	}
+}
