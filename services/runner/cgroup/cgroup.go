@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -112,6 +113,7 @@ type Group struct {
 	folders []string // All of them.
 	memory  string   // The folder with the memory controller, if limited.
 	isV2    bool     // Of memory.
+	killed  atomic.Bool
 }
 
 // New makes a group. The error is an *UnavailableError, and nothing is left behind. Without limits there may be no group: nil.
@@ -338,7 +340,7 @@ func (r *Root) GiveUpV2(err error) {
 
 // retry removes what could not be removed before. The lock is held.
 func (r *Root) retry() {
-	r.left = slices.DeleteFunc(r.left, func(folders []string) bool { return r.spares(folders) || remove(folders) })
+	r.left = slices.DeleteFunc(r.left, remove)
 }
 
 // Sweep removes groups that nobody is in, but those that keep says. It is for the groups of a former supervisor.
@@ -348,6 +350,7 @@ func (r *Root) Sweep(keep func(name string) bool) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.spare = nil // They go too.
 	tops := []string{r.v2}
 	for _, top := range r.v1 {
 		tops = append(tops, top)

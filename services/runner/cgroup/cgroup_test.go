@@ -134,3 +134,36 @@ func BenchmarkNewAndRemove(b *testing.B) {
 		g.Remove()
 	}
 }
+
+// A group that was killed is not given to the next attempt; one that was not, is.
+func TestOnlyAGroupThatWasNeverKilledIsUsedAgain(t *testing.T) {
+	t.Parallel()
+	r := Open("spare", t.TempDir(), slog.New(slog.DiscardHandler))
+	defer r.Close()
+	next := func() *Group {
+		g, err := r.New("x", Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return g
+	}
+	first := next()
+	if first == nil {
+		t.Logf("this machine has none: %v", r.err)
+		return
+	}
+	first.Remove()
+	second := next()
+	if second.v2 != first.v2 {
+		t.Errorf("a spare group was not used: %s after %s", second.v2, first.v2)
+	}
+	if err := second.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	second.Remove()
+	if third := next(); third.v2 == second.v2 {
+		t.Error("a group that was killed is used again")
+	} else {
+		third.Remove()
+	}
+}

@@ -117,6 +117,7 @@ func (g *Group) Kill() error {
 	if g == nil {
 		return nil
 	}
+	g.killed.Store(true)
 	if g.v2 != "" {
 		err := os.WriteFile(filepath.Join(g.v2, "cgroup.kill"), []byte("1"), 0)
 		if err == nil {
@@ -159,7 +160,9 @@ func (g *Group) Remove() {
 	}
 	g.root.mu.Lock()
 	defer g.root.mu.Unlock()
-	if g.root.spares(g.folders) || remove(g.folders) {
+	// A group that was killed once is not used again: a kernel that counts the kills of a group (Linux 6.14, kill_seq) takes the count of
+	// the parent's group for the one before the fork, and kills every process that is born there by CLONE_INTO_CGROUP.
+	if (!g.killed.Load() && g.root.spares(g.folders)) || remove(g.folders) {
 		return
 	}
 	g.root.left = append(g.root.left, g.folders)

@@ -43,6 +43,7 @@ type rlimit struct {
 
 const (
 	launchName   = "verbatim-launch"
+	probeName    = "verbatim-probe"
 	launchReport = 3
 	launchSpec   = 4
 )
@@ -179,6 +180,9 @@ func (l *launch) explain(report []byte) error {
 
 // init becomes the launcher when this program was executed as one, before main and whatever the program is.
 func init() {
+	if len(os.Args) == 1 && os.Args[0] == probeName {
+		os.Exit(0)
+	}
 	if len(os.Args) == 1 && os.Args[0] == launchName {
 		fault := becomeProgram()
 		text, _ := json.Marshal(fault) // It has a text and a number.
@@ -257,4 +261,25 @@ func makeRoom(l launch) {
 	}
 	runtime.KeepAlive(room)
 	runtime.GC()
+}
+
+// Probe tries whether a process can be born in a control group of version 2, and lives.
+func Probe(group *os.File) error {
+	pid, err := syscall.ForkExec("/proc/self/exe", []string{probeName}, &syscall.ProcAttr{
+		Dir: "/", Sys: &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(group.Fd())},
+	})
+	if err != nil {
+		return fmt.Errorf("start a process in a control group: %w", err)
+	}
+	var status syscall.WaitStatus
+	for {
+		_, err := syscall.Wait4(pid, &status, 0, nil)
+		if errors.Is(err, syscall.EINTR) {
+			continue
+		}
+		if err == nil && !(status.Exited() && status.ExitStatus() == 0) {
+			err = fmt.Errorf("a process in a control group ended with status %#x at once", int(status))
+		}
+		return err
+	}
 }

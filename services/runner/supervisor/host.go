@@ -73,7 +73,27 @@ func NewHost(l *slog.Logger) *Host {
 }
 
 // UseGroups gives every attempt from now on a control group.
-func (h *Host) UseGroups(r *cgroup.Root) { h.groups = r }
+//
+// First it tries whether a process that is born in one lives. Where the runner's own group was killed once (cgroup.kill), some kernels
+// kill every such process in its first moment; see Group.Remove.
+func (h *Host) UseGroups(r *cgroup.Root) {
+	h.groups = r
+	group, err := r.New("", cgroup.Limits{})
+	if group == nil || err != nil {
+		return
+	}
+	defer group.Remove()
+	folder, err := group.Open()
+	if err != nil || folder == nil {
+		return
+	}
+	defer folder.Close()
+	h.forking.RLock()
+	defer h.forking.RUnlock()
+	if err := process.Probe(folder); err != nil {
+		r.GiveUpV2(err)
+	}
+}
 
 // Serve answers one worker until its end of the socket is closed. Only one worker is served at a time. ready is
 // called when the worker says so.
@@ -211,7 +231,9 @@ func (h *Host) begin(m protocol.Message) (*process.Process, *cgroup.Group, error
 	spec.Join = group.Join()
 	if spec.Cgroup, err = group.Open(); err != nil {
 		group.Remove()
-		return nil, nil, process.Unavailable(errnoOf(err), "the control group cannot be opened: %v", err)
+		if group = nil; limits != (cgroup.Limits{}) {
+			return nil, nil, process.Unavailable(errnoOf(err), "the control group cannot be opened: %v", err)
+		}
 	}
 	p, err := process.Start(spec)
 	if spec.Cgroup == nil {

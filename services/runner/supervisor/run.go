@@ -58,8 +58,8 @@ type run struct {
 // Run supervises until the context ends; then it lets the worker stop, and ends what is left.
 func Run(ctx context.Context, c Config) error {
 	r := &run{Config: c, host: NewHost(c.Logger)}
-	r.host.UseGroups(c.Groups)
 	c.Groups.Sweep(func(string) bool { return false })
+	r.host.UseGroups(c.Groups)
 	stopReaping := r.reap()
 	defer stopReaping()
 	defer r.host.Close()
