@@ -4,10 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
+	"math"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -137,8 +138,13 @@ func (a *attempt) finish(life context.Context) {
 
 func (a *attempt) openSpool() (err error) {
 	c := a.runner.config
+	var limit *spool.Limit
+	if head, tail := events.HeadAndTail(a.spec.GetOutputLimit()); head != math.MaxUint64 {
+		limit = &spool.Limit{Head: head, Tail: min(tail, events.MaxTailBytes)}
+	}
 	a.spool, err = spool.Open(spool.Config{
-		ChunkBytes: c.ChunkBytes, FlushInterval: c.FlushInterval, LimitBytes: c.SpoolBytes, Logger: a.log,
+		ChunkBytes: c.ChunkBytes, FlushInterval: c.FlushInterval, LimitBytes: c.SpoolBytes, Limit: limit,
+		Preroll: uint64(a.masker.Reach()), Logger: a.log,
 	}, a.folder, a.past.streams[0].mark, a.past.streams[1].mark)
 	return err
 }
@@ -274,40 +280,13 @@ func (a *attempt) move(life context.Context) (drained <-chan struct{}, said <-ch
 	}()
 	go func() {
 		err := errors.New("not begun")
-		if broken := a.guard("publish output", func() { err = a.publishChunks(life) }); broken != nil {
+		if broken := a.guard("publish output", func() { err = a.publishOutput(life) }); broken != nil {
 			err = broken
 		}
 		<-d
 		s <- err == nil && whole.Load()
 	}()
 	return d, s
-}
-
-// publishChunks passes output on, and waits when there is no room.
-func (a *attempt) publishChunks(life context.Context) error {
-	for {
-		c, err := a.spool.Next(life)
-		if errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return err
-		}
-		data, err := a.spool.Load(c)
-		if err != nil {
-			end := c.Offset + uint64(c.Length)
-			a.log.Error("output is lost", "stream", events.StreamName(c.Stream), "offset", c.Offset, "end", end, "error", err)
-			a.lose(c.Stream, c.Offset, end)
-			a.fact(time.Now(), &executionv1.OutputReadFailed{Stream: c.Stream, Offset: c.Offset, Cause: oneLine(err.Error())})
-			continue
-		}
-		a.runner.metrics.captured.WithLabelValues(events.StreamName(c.Stream)).Add(float64(len(data)))
-		err = a.facts.AddWhenRoom(life, c.CapturedAt, &executionv1.OutputChunk{
-			Stream: c.Stream, Offset: c.Offset, CapturedAt: timestamp(c.CapturedAt), Data: data,
-		})
-		if err != nil {
-			return err
-		}
-	}
 }
 
 // read moves one stream to its end and records when that was not possible. It reports false when bytes were left in the pipe for
@@ -331,7 +310,7 @@ func (a *attempt) read(life context.Context, stream executionv1.Stream) bool {
 	}
 	a.log.Error("output cannot be read", "stream", events.StreamName(stream), "offset", failed.Offset, "error", failed.Cause)
 	if failed.Waiting > 0 {
-		a.lose(stream, failed.Offset, failed.Offset+failed.Waiting)
+		a.loseUncaptured(stream, failed.Offset, failed.Offset+failed.Waiting)
 		s.beyond = failed.Waiting
 	}
 	if !s.unread {
@@ -346,14 +325,14 @@ func (a *attempt) seal() {
 		s := a.past.of(id)
 		captured := a.spool.Captured(id) + s.beyond
 		seal := &executionv1.StreamSeal{
-			Stream: id, CapturedBytes: captured, PublishedBytes: captured,
-			PublishedSha256: s.digest.Sum(nil), PipeStillHeld: s.held, Lost: s.lost,
+			Stream: id, CapturedBytes: captured, PublishedBytes: captured, Elided: s.elided, Lost: s.lost,
+			PublishedSha256: s.digest.Sum(nil), PipeStillHeld: s.held, MaskedRanges: s.masked.Ranges, MaskedBytes: s.masked.Bytes,
 		}
-		for _, r := range s.lost {
+		for _, r := range slices.Concat(s.elided, s.lost) {
 			seal.PublishedBytes -= r.GetEnd() - r.GetStart()
 		}
 		if len(s.lost) == 0 {
-			seal.Sha256 = seal.PublishedSha256 // The same bytes: nothing is changed or left out here.
+			seal.Sha256 = s.sum()
 		}
 		if s.held {
 			a.log.Warn("another process still holds the pipe, what it writes from now on is not kept", "stream", events.StreamName(id), "captured_bytes", captured)

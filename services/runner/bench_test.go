@@ -64,7 +64,7 @@ func BenchmarkOutput(b *testing.B) {
 	r, s := benchRunner(b)
 	b.SetBytes(256 << 20)
 	for b.Loop() {
-		m, _ := prepared(b, shell(`head -c 268435456 /dev/zero`))
+		m, _ := prepared(b, whole(shell(`head -c 268435456 /dev/zero`)))
 		if err := r.Handle(m); err != nil {
 			b.Fatal(err)
 		}

@@ -40,8 +40,11 @@ type past struct {
 
 // streamPast is how far a stream got.
 type streamPast struct {
-	mark   spool.Mark
-	digest hash.Hash // Of what was cut.
+	mark spool.Mark
+	// digest is of what was published, whole of everything; nil as long as that is the same.
+	digest, whole hash.Hash
+	masked        journal.Masked
+	elided        []*executionv1.ByteRange
 	// unread says that an OutputReadFailed was recorded.
 	unread bool
 	lost   []*executionv1.ByteRange
@@ -92,19 +95,94 @@ func (p *past) add(e journal.Entry) error {
 		p.acked = e.Acked
 	case e.Chunk != nil:
 		p.recorded = append(p.recorded, e)
-		s := p.of(e.Chunk.Stream)
-		s.mark.Cut = e.Chunk.End()
-		state, ok := s.digest.(encoding.BinaryUnmarshaler)
-		if !ok {
-			return fmt.Errorf("digest of %s cannot be resumed", e.Chunk.Stream)
-		}
-		return state.UnmarshalBinary(e.Chunk.Digest)
+		return p.of(e.Chunk.Stream).addChunk(*e.Chunk)
+	case e.Elided != nil:
+		return p.of(e.Elided.Stream).addElided(*e.Elided)
+	case e.Ended != nil:
+		s := p.of(e.Ended.Stream)
+		s.mark.End, s.held = &spool.End{Captured: e.Ended.Captured, Held: e.Ended.Held}, e.Ended.Held
+	case e.Lost != nil:
+		s := p.of(e.Lost.Stream)
+		s.lose(e.Lost.Start, e.Lost.End)
+		s.mark.Cut = max(s.mark.Cut, e.Lost.End)
 	case e.Fact != nil:
 		p.recorded = append(p.recorded, e)
 		p.names[e.Fact.Name] = true
 		return p.addFact(*e.Fact)
 	}
 	return nil
+}
+
+func (s *streamPast) addChunk(c journal.Chunk) (err error) {
+	s.mark.Cut, s.masked = c.End(), c.Masked
+	if s.digest, err = resumed(c.Digest); err == nil && len(c.Whole) > 0 {
+		s.whole, err = resumed(c.Whole)
+	}
+	return err
+}
+
+func (s *streamPast) addElided(e journal.Elided) (err error) {
+	s.mark.Cut, s.masked = e.End, e.Masked
+	s.elide(e.Start, e.End)
+	s.whole, err = resumed(e.Whole)
+	return err
+}
+
+// elide lists a range of the stream that is not published. It returns where the whole range begins that this one belongs to.
+func (s *streamPast) elide(start, end uint64) uint64 {
+	for _, r := range s.elided {
+		if r.GetStart() == start || r.GetEnd() == start {
+			r.End = end
+			return r.GetStart()
+		}
+	}
+	s.elided = append(s.elided, &executionv1.ByteRange{Start: start, End: end})
+	return start
+}
+
+// lose lists a range of the stream that cannot be had.
+func (s *streamPast) lose(start, end uint64) {
+	if last := len(s.lost) - 1; last >= 0 && s.lost[last].GetStart() <= start && start <= s.lost[last].GetEnd() {
+		s.lost[last].End = max(s.lost[last].GetEnd(), end)
+		return
+	}
+	s.lost = append(s.lost, &executionv1.ByteRange{Start: start, End: end})
+}
+
+// add counts published or elided bytes.
+func (s *streamPast) add(data []byte, published bool) {
+	if !published && s.whole == nil {
+		s.whole, _ = resumed(stateOf(s.digest)) // What crypto/sha256 wrote it can read.
+	}
+	if published {
+		s.digest.Write(data)
+	}
+	if s.whole != nil {
+		s.whole.Write(data)
+	}
+}
+
+// sum is the digest of everything.
+func (s *streamPast) sum() []byte {
+	if s.whole != nil {
+		return s.whole.Sum(nil)
+	}
+	return s.digest.Sum(nil)
+}
+
+// stateOf is a digest's state, nil for none.
+func stateOf(h hash.Hash) []byte {
+	if h == nil {
+		return nil
+	}
+	state, _ := h.(encoding.BinaryMarshaler).MarshalBinary() // It never fails for SHA-256.
+	return state
+}
+
+// resumed is a digest from its state.
+func resumed(state []byte) (hash.Hash, error) {
+	h := sha256.New()
+	return h, h.(encoding.BinaryUnmarshaler).UnmarshalBinary(state)
 }
 
 func (p *past) addFact(f journal.Fact) error {

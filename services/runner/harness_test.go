@@ -147,6 +147,8 @@ type story struct {
 	facts  []events.Event
 	output map[executionv1.Stream][]byte
 	seals  map[executionv1.Stream]*executionv1.StreamSeal
+	ends   map[executionv1.Stream]uint64
+	gaps   map[executionv1.Stream][]*executionv1.ByteRange
 }
 
 // tell waits for the seal and checks the attempt: numbers without holes and in order, offsets without gaps, one
@@ -154,7 +156,10 @@ type story struct {
 func (l *log) tell(t *testing.T, execution string) story {
 	t.Helper()
 	l.awaitType(t, execution, events.TypeOutputSealed)
-	s := story{output: make(map[executionv1.Stream][]byte), seals: make(map[executionv1.Stream]*executionv1.StreamSeal)}
+	s := story{
+		output: make(map[executionv1.Stream][]byte), seals: make(map[executionv1.Stream]*executionv1.StreamSeal),
+		ends: make(map[executionv1.Stream]uint64), gaps: make(map[executionv1.Stream][]*executionv1.ByteRange),
+	}
 	ends := 0
 	for _, e := range l.of(execution) {
 		if n := uint64(len(s.facts)); e.Sequence <= n {
@@ -168,10 +173,13 @@ func (l *log) tell(t *testing.T, execution string) story {
 		}
 		switch d := e.Data.(type) {
 		case *executionv1.OutputChunk:
-			if have := uint64(len(s.output[d.GetStream()])); d.GetOffset() != have {
+			if have := s.ends[d.GetStream()]; d.GetOffset() < have {
 				t.Fatalf("%s: chunk at offset %d after %d bytes", d.GetStream(), d.GetOffset(), have)
+			} else if d.GetOffset() > have {
+				s.gaps[d.GetStream()] = append(s.gaps[d.GetStream()], &executionv1.ByteRange{Start: have, End: d.GetOffset()})
 			}
 			s.output[d.GetStream()] = append(s.output[d.GetStream()], d.GetData()...)
+			s.ends[d.GetStream()] = d.GetOffset() + uint64(len(d.GetData()))
 		case *executionv1.StartFailed, *executionv1.ProcessExited, *executionv1.WaitFailed:
 			ends++
 		case *executionv1.OutputSealed:
@@ -188,7 +196,16 @@ func (l *log) tell(t *testing.T, execution string) story {
 		if seal.GetPublishedBytes() != uint64(len(s.output[stream])) || !bytes.Equal(seal.GetPublishedSha256(), digest[:]) {
 			t.Errorf("%s: the seal says %d bytes with digest %x, the chunks have %d with %x", stream, seal.GetPublishedBytes(), seal.GetPublishedSha256(), len(s.output[stream]), digest)
 		}
-		if len(seal.GetLost()) == 0 && (seal.GetCapturedBytes() != seal.GetPublishedBytes() || !bytes.Equal(seal.GetSha256(), digest[:])) {
+		if s.ends[stream] < seal.GetCapturedBytes() {
+			s.gaps[stream] = append(s.gaps[stream], &executionv1.ByteRange{Start: s.ends[stream], End: seal.GetCapturedBytes()})
+		}
+		if len(seal.GetLost()) > 0 {
+			continue
+		}
+		if fmt.Sprint(s.gaps[stream]) != fmt.Sprint(seal.GetElided()) {
+			t.Errorf("%s: the chunks leave out %v, the seal says %v", stream, s.gaps[stream], seal.GetElided())
+		}
+		if len(seal.GetElided()) == 0 && (seal.GetCapturedBytes() != seal.GetPublishedBytes() || !bytes.Equal(seal.GetSha256(), digest[:])) {
 			t.Errorf("%s: nothing is lost and yet captured and published differ: %v", stream, seal)
 		}
 	}
@@ -300,6 +317,12 @@ func preparedAs(t testing.TB, id string, spec *executionv1.Prepared) *message.Me
 	}
 	m.SetContext(t.Context())
 	return m
+}
+
+// whole lets everything be published.
+func whole(spec *executionv1.Prepared) *executionv1.Prepared {
+	spec.OutputLimit = &executionv1.OutputLimit{None: true}
+	return spec
 }
 
 // shell is a launch spec for a script.

@@ -70,7 +70,7 @@ func TestTenMegabytesOnBothStreamsAtOnce(t *testing.T) {
 	t.Parallel()
 	const n = 10_000_000
 	f := newRunner(t, nil)
-	s := f.log.tell(t, f.start(t, child(fmt.Sprintf("noise:%d", n))))
+	s := f.log.tell(t, f.start(t, whole(child(fmt.Sprintf("noise:%d", n)))))
 	for stream, seed := range map[executionv1.Stream]byte{stdout: 1, stderr: 2} {
 		if !bytes.Equal(s.output[stream], noise(seed, n)) {
 			t.Errorf("%s: %d bytes, not the ones that were written", stream, len(s.output[stream]))
@@ -108,7 +108,7 @@ func TestLineWithoutEnd(t *testing.T) {
 	t.Parallel()
 	const megabytes = 48
 	f := newRunner(t, nil)
-	s := f.log.tell(t, f.start(t, child(fmt.Sprintf("line:%d", megabytes))))
+	s := f.log.tell(t, f.start(t, whole(child(fmt.Sprintf("line:%d", megabytes)))))
 	if got := s.output[stdout]; len(got) != megabytes<<20 || strings.Trim(string(got), "x") != "" {
 		t.Errorf("%d bytes", len(got))
 	}
@@ -170,7 +170,7 @@ func TestLogAway(t *testing.T) {
 		}
 	}
 	report := filepath.Join(t.TempDir(), "report")
-	id := f.start(t, child(fmt.Sprintf("blocked:%d:%s", n, report)))
+	id := f.start(t, whole(child(fmt.Sprintf("blocked:%d:%s", n, report))))
 	eventually(t, "the process says that its writes wait", func() bool {
 		_, err := os.Stat(report)
 		return err == nil

@@ -1,7 +1,6 @@
 package runner
 
 import (
-	"encoding"
 	"errors"
 	"fmt"
 	"os"
@@ -91,12 +90,10 @@ func (a *attempt) record(sequence uint64, at time.Time, fact proto.Message) {
 
 func (a *attempt) recordChunk(sequence uint64, at time.Time, c *executionv1.OutputChunk) {
 	s := a.past.of(c.GetStream())
-	s.digest.Write(c.GetData())
+	s.add(c.GetData(), true)
 	e := &journal.Chunk{
 		Sequence: sequence, Stream: c.GetStream(), Offset: c.GetOffset(), Length: len(c.GetData()), At: at, CRC: journal.Checksum(c.GetData()),
-	}
-	if state, ok := s.digest.(encoding.BinaryMarshaler); ok {
-		e.Digest, _ = state.MarshalBinary() // It never fails for SHA-256.
+		Digest: stateOf(s.digest), Whole: stateOf(s.whole), Masked: s.masked,
 	}
 	a.append(journal.Entry{Chunk: e})
 	s.mark.Cut = e.End()
@@ -146,7 +143,7 @@ func (a *attempt) resume() error {
 }
 
 func (a *attempt) resumeChunk(c journal.Chunk) error {
-	data, err := a.spool.Load(spool.Chunk{Stream: c.Stream, Offset: c.Offset, Length: c.Length})
+	data, err := a.published(c.Stream, c.Offset, c.End())
 	if err == nil && journal.Checksum(data) != c.CRC {
 		err = spool.ErrTornSpool
 	}
@@ -160,14 +157,15 @@ func (a *attempt) resumeChunk(c journal.Chunk) error {
 	return a.facts.Again(c.At, &executionv1.OutputChunk{Stream: c.Stream, Offset: c.Offset, CapturedAt: timestamp(c.At), Data: data})
 }
 
-// lose lists a range of a stream that cannot be had.
+// lose lists a range of a stream that was captured and cannot be had. Everything before it was published or elided.
 func (a *attempt) lose(id executionv1.Stream, start, end uint64) {
+	a.append(journal.Entry{Lost: &journal.Lost{Stream: id, Start: start, End: end}})
+	a.loseUncaptured(id, start, end)
+}
+
+// loseUncaptured lists a range that was not captured. Whether that stays so is for each worker to find out.
+func (a *attempt) loseUncaptured(id executionv1.Stream, start, end uint64) {
 	a.unackedMu.Lock()
 	defer a.unackedMu.Unlock()
-	s := a.past.of(id)
-	if last := len(s.lost) - 1; last >= 0 && s.lost[last].GetEnd() == start {
-		s.lost[last].End = end
-		return
-	}
-	s.lost = append(s.lost, &executionv1.ByteRange{Start: start, End: end})
+	a.past.of(id).lose(start, end)
 }

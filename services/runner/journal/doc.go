@@ -14,6 +14,10 @@
 //	fact      a numbered fact with its exact payload. In the file before it is published
 //	chunk     a numbered OutputChunk: where its bytes lie in the spool, their CRC-32C, and the state of
 //	          the stream's SHA-256 after them. In the file before it is published
+//	elided    what was counted of a stream behind its head and is not published, and the state of the SHA-256 of everything
+//	          after it. In the file before the bytes are cut out of the spool
+//	ended     where a longer stream ends. In the file before the first chunk of its tail, whose place follows from it
+//	lost      what could not be kept of a stream
 //	acked     every fact up to this number is in the log
 //
 // A kill in the middle of an append leaves a torn last frame. Open cuts it off: what was being written had not

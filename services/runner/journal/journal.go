@@ -21,6 +21,9 @@ type Entry struct {
 	Claimed bool    `json:"claimed,omitempty"`
 	Fact    *Fact   `json:"fact,omitempty"`
 	Chunk   *Chunk  `json:"chunk,omitempty"`
+	Elided  *Elided `json:"elided,omitempty"`
+	Ended   *Ended  `json:"ended,omitempty"`
+	Lost    *Lost   `json:"lost,omitempty"`
 	Acked   uint64  `json:"acked,omitempty"`
 }
 
@@ -54,8 +57,43 @@ type Chunk struct {
 	Length   int                `json:"length"`
 	At       time.Time          `json:"at"`
 	CRC      uint32             `json:"crc"`
-	// Digest is the state of the stream's SHA-256 after the chunk, as crypto/sha256 marshals it.
+	// Digest is the state of the SHA-256 of what was published of the stream, after the chunk, as crypto/sha256 marshals it. Whole
+	// is that of everything, absent as long as they are the same.
 	Digest []byte `json:"digest"`
+	Whole  []byte `json:"whole,omitempty"`
+	Masked Masked `json:"masked,omitzero"`
+}
+
+// Masked counts what was masked of a stream up to a place in it.
+type Masked struct {
+	Ranges uint64 `json:"ranges"`
+	Bytes  uint64 `json:"bytes"`
+	// End is where the last range ended: one that begins there goes on with it.
+	End uint64 `json:"end"`
+}
+
+// Elided says that a stream's bytes [Start, End) were counted and are not published. One with the Start of an earlier one replaces it.
+type Elided struct {
+	Stream executionv1.Stream `json:"stream"`
+	Start  uint64             `json:"start"`
+	End    uint64             `json:"end"`
+	// Whole is the state of the SHA-256 of everything up to End.
+	Whole  []byte `json:"whole"`
+	Masked Masked `json:"masked,omitzero"`
+}
+
+// Ended says that a stream ends here, and that its tail is being published.
+type Ended struct {
+	Stream   executionv1.Stream `json:"stream"`
+	Captured uint64             `json:"captured"`
+	Held     bool               `json:"held,omitempty"`
+}
+
+// Lost says that a stream's bytes [Start, End) could not be kept.
+type Lost struct {
+	Stream executionv1.Stream `json:"stream"`
+	Start  uint64             `json:"start"`
+	End    uint64             `json:"end"`
 }
 
 // End is the offset after the chunk's last byte.

@@ -21,6 +21,8 @@ type Masker struct {
 	// nodes is the automaton; node 0 is its root. A node stands for the bytes on the way to it.
 	nodes []node
 	root  [256]int32
+	// longest is the length of the longest form.
+	longest int
 }
 
 type node struct {
@@ -34,6 +36,18 @@ type node struct {
 type edge struct {
 	b  byte
 	to int32
+}
+
+// Empty reports whether there is nothing to hide.
+func (m *Masker) Empty() bool { return m == nil || len(m.nodes) <= 1 }
+
+// Reach is how many bytes before a position can decide, together with what follows, whether the byte there is hidden: a stream
+// that begins so much earlier hides the same from there on.
+func (m *Masker) Reach() int {
+	if m.Empty() {
+		return 0
+	}
+	return m.longest - 1
 }
 
 // String keeps values out of logs.
@@ -78,6 +92,7 @@ func (m *Masker) learn(form []byte) {
 		at = m.nodes[at].edges[i].to
 	}
 	m.nodes[at].match = int32(len(form))
+	m.longest = max(m.longest, len(form))
 }
 
 // link sets where each node goes on when nothing fits, breadth first: what is shorter is known before.

@@ -12,7 +12,8 @@
 // their first bytes were captured, of whichever stream, down to the interval; when the streams take turns more slowly
 // than switchAfter it is exact.
 //
-// What was published is cut out of the file (Trim) by making a hole there. When more than Config.LimitBytes of a stream wait,
+// What was published is cut out of the file (Trim) by making a hole there. Of a stream that is longer than Config.Limit the
+// middle is only handed out to be counted (Chunk.Elide), and then cut out too. When more than Config.LimitBytes of a stream wait,
 // or maxQueue chunks, its pipe is left alone: it fills up, and the process waits in write(2). A full disk does the same.
 package spool
 
@@ -36,8 +37,11 @@ type Chunk struct {
 	Stream executionv1.Stream
 	Offset uint64
 	Length int
-	// CapturedAt is when the first byte came out of the pipe.
+	// CapturedAt is when the first byte came out of the pipe. Behind the head it may be a little before, and for bytes that a
+	// former worker captured it is when the last of them came.
 	CapturedAt time.Time
+	// Elide: these bytes are not published. They are given back by Drop.
+	Elide bool
 }
 
 // Config says how output is kept and cut.
@@ -45,15 +49,23 @@ type Config struct {
 	// ChunkBytes is the most that a chunk carries, FlushInterval how old its first byte gets before it goes out.
 	ChunkBytes    int
 	FlushInterval time.Duration
-	// LimitBytes is how much of a stream may wait to be published.
+	// LimitBytes is how much of a stream may wait to be published. The tail of a Limit is not counted.
 	LimitBytes uint64
-	Logger     *slog.Logger
+	// Limit, if not nil, says how much of each stream is published.
+	Limit *Limit
+	// StepBytes is how much is elided, and how much of the disk is given back, at once. Default 1 MiB.
+	StepBytes uint64
+	// Preroll is how much is kept in front of what is not published yet.
+	Preroll uint64
+	Logger  *slog.Logger
 }
 
 // Mark is how far a former worker got with a stream.
 type Mark struct {
-	// Cut is the offset up to which chunks were made, Acked up to which they are published.
+	// Cut is the offset up to which everything was published or elided, Acked up to which it is in the log.
 	Cut, Acked uint64
+	// End, if not nil, is the stream's end: nothing is read any more.
+	End *End
 }
 
 const (
@@ -62,8 +74,6 @@ const (
 	switchAfter = 5 * time.Millisecond
 	// maxQueue bounds the chunks that wait, 48 bytes each.
 	maxQueue = 1 << 16
-	// punchBytes is how much is published before a hole is made for it.
-	punchBytes = 1 << 20
 	// fullWait is how often a full disk is tried again.
 	fullWait = 200 * time.Millisecond
 )
@@ -82,6 +92,7 @@ type Spool struct {
 	streams [2]*stream
 	queue   []Chunk
 	open    int // Streams that are still read.
+	turn    int // Of Next: who is asked first.
 	changed chan struct{}
 }
 
@@ -93,46 +104,60 @@ type stream struct {
 	// Offsets in the stream: acked <= cut <= captured. What is from cut to captured is the open chunk.
 	captured, cut, acked, punched uint64
 	since                         time.Time
-	done                          bool
+	ends
 }
 
 // Open opens or makes the spool in a folder. What lies in the files behind the marks is queued.
 func Open(c Config, folder string, stdout, stderr Mark) (*Spool, error) {
+	if c.StepBytes == 0 {
+		c.StepBytes = 1 << 20
+	}
 	s := &Spool{config: c, changed: make(chan struct{}), open: 2}
 	for i, id := range []executionv1.Stream{executionv1.Stream_STREAM_STDOUT, executionv1.Stream_STREAM_STDERR} {
 		mark := []Mark{stdout, stderr}[i]
-		st, err := openStream(filepath.Join(folder, events.StreamName(id)), id, mark)
+		st, err := openStream(filepath.Join(folder, events.StreamName(id)), id, mark, c)
 		if err != nil {
 			s.Close()
 			return nil, err
 		}
 		s.streams[i] = st
 		// All that is known of when these were captured is when the last of them was.
-		for left := st.captured - st.cut; left > 0; left = st.captured - st.cut {
+		for left := st.opened(); left > 0; left = st.opened() {
 			n := min(left, uint64(c.ChunkBytes))
 			s.queue = append(s.queue, Chunk{Stream: id, Offset: st.cut, Length: int(n), CapturedAt: st.since})
+			st.queued++
 			st.cut += n
+		}
+		if st.captured > st.cut {
+			st.moments = []moment{{st.cut, st.since}}
 		}
 	}
 	return s, nil
 }
 
-func openStream(path string, id executionv1.Stream, mark Mark) (*stream, error) {
+func openStream(path string, id executionv1.Stream, mark Mark, c Config) (*stream, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open spool: %w", err)
 	}
 	info, err := f.Stat()
-	if err == nil && uint64(info.Size()) < mark.Cut {
-		// Offsets go on where they were given out; what is missing is found by its checksum.
-		err = f.Truncate(int64(mark.Cut))
-	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open spool: %w", err), f.Close())
 	}
-	return &stream{
-		id: id, file: f, captured: max(uint64(info.Size()), mark.Cut), cut: mark.Cut, acked: mark.Acked, punched: mark.Acked, since: info.ModTime(),
-	}, nil
+	st := &stream{
+		id: id, file: f, captured: max(uint64(info.Size()), mark.Cut), cut: mark.Cut, acked: mark.Acked, since: info.ModTime(),
+		ends: c.Limit.ends(mark, c.Preroll),
+	}
+	if mark.End != nil {
+		st.end, st.final, st.captured = *mark.End, true, max(mark.End.Captured, mark.Cut)
+	}
+	if st.captured > uint64(info.Size()) {
+		// Offsets go on where they were given out; what is missing is found by its checksum.
+		if err := f.Truncate(int64(st.captured)); err != nil {
+			return nil, errors.Join(fmt.Errorf("open spool: %w", err), f.Close())
+		}
+	}
+	return st, nil
 }
 
 // Close closes the files.
@@ -169,11 +194,20 @@ func (s *Spool) Attach(stdout, stderr *os.File) {
 // time, and closes the pipe.
 func (s *Spool) Read(ctx context.Context, id executionv1.Stream) error {
 	st := s.stream(id)
-	defer s.finish(st)
+	err := s.read(ctx, st)
+	var failed *ReadError
+	s.finish(st, err == nil || errors.Is(err, ErrHeld) || errors.As(err, &failed), errors.Is(err, ErrHeld))
+	return err
+}
+
+func (s *Spool) read(ctx context.Context, st *stream) error {
 	if st.pipe == nil {
 		return nil
 	}
 	defer st.pipe.file.Close()
+	if st.final {
+		return nil
+	}
 	err := st.pipe.open()
 	for err == nil {
 		if err = s.waitForRoom(ctx, st); err != nil {
@@ -202,7 +236,7 @@ func (s *Spool) Read(ctx context.Context, id executionv1.Stream) error {
 	if errors.Is(err, ErrHeld) {
 		return ErrHeld
 	}
-	return &ReadError{Stream: id, Offset: s.Captured(id), Waiting: uint64(max(st.pipe.waiting(), 0)), Cause: err}
+	return &ReadError{Stream: st.id, Offset: s.Captured(st.id), Waiting: uint64(max(st.pipe.waiting(), 0)), Cause: err}
 }
 
 // sweep takes what the pipe holds at this moment and no more, so that a process which never stops writing cannot
@@ -236,34 +270,43 @@ func (s *Spool) move(st *stream) error {
 		return err
 	}
 	at := time.Now()
-	if other := s.other(st); other.cut < other.captured && at.Sub(other.since) >= switchAfter {
+	if other := s.other(st); other.opened() > 0 && at.Sub(other.since) >= switchAfter {
 		s.cut(other)
 	}
-	for n > 0 {
-		if st.cut == st.captured {
-			st.since = at
+	for left := uint64(n); left > 0; {
+		k := left
+		if st.captured >= st.head {
+			st.note(at, s.config.ChunkBytes)
+			st.captured += k
+			s.wake()
+		} else {
+			if st.opened() == 0 {
+				st.since = at
+			}
+			k = min(k, uint64(s.config.ChunkBytes)-st.opened(), st.head-st.captured)
+			st.captured += k
+			if st.opened() == uint64(s.config.ChunkBytes) || st.captured == st.head {
+				s.cut(st)
+			}
 		}
-		k := min(uint64(n), uint64(s.config.ChunkBytes)-(st.captured-st.cut))
-		st.captured += k
-		if n -= int64(k); st.captured-st.cut == uint64(s.config.ChunkBytes) {
-			s.cut(st)
-		}
+		left -= k
 	}
 	return nil
 }
 
 // cut queues the stream's open chunk, and before it the other stream's when that began first.
 func (s *Spool) cut(st *stream) {
-	if other := s.other(st); other.cut < other.captured && other.since.Before(st.since) {
+	if other := s.other(st); other.opened() > 0 && other.since.Before(st.since) {
 		s.enqueue(other)
 	}
 	s.enqueue(st)
 }
 
 func (s *Spool) enqueue(st *stream) {
-	if n := int(st.captured - st.cut); n > 0 {
-		s.queue = append(s.queue, Chunk{Stream: st.id, Offset: st.cut, Length: n, CapturedAt: st.since})
-		st.cut = st.captured
+	if n := st.opened(); n > 0 {
+		s.queue = append(s.queue, Chunk{Stream: st.id, Offset: st.cut, Length: int(n), CapturedAt: st.since})
+		st.cut += n
+		st.queued++
 		s.wake()
 	}
 }
@@ -272,7 +315,7 @@ func (s *Spool) enqueue(st *stream) {
 func (s *Spool) flush(st *stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if st.cut < st.captured && time.Since(st.since) >= s.config.FlushInterval {
+	if st.opened() > 0 && time.Since(st.since) >= s.config.FlushInterval {
 		s.cut(st)
 	}
 }
@@ -280,34 +323,45 @@ func (s *Spool) flush(st *stream) {
 func (s *Spool) flushAt(st *stream) time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if st.cut == st.captured {
+	if st.opened() == 0 {
 		return time.Time{}
 	}
 	return st.since.Add(s.config.FlushInterval)
 }
 
-func (s *Spool) finish(st *stream) {
+// finish ends a stream. final says that there will be no more of it, also not for the next worker.
+func (s *Spool) finish(st *stream, final, held bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.cut(st)
-	st.done = true
+	if final && !st.final {
+		st.end, st.final = End{Captured: st.captured, Held: held}, true
+	}
 	s.open--
 	s.wake()
 }
 
 // waitForRoom waits until something of what waits is published, when too much does.
 func (s *Spool) waitForRoom(ctx context.Context, st *stream) error {
+	var slow <-chan time.Time
 	for {
 		s.mu.Lock()
-		if st.captured-st.acked < s.config.LimitBytes && len(s.queue) < maxQueue {
+		if st.room(s.config.LimitBytes, s.config.StepBytes) && len(s.queue) < maxQueue {
 			s.mu.Unlock()
 			return nil
 		}
 		s.cut(st)
+		if slow == nil && st.captured >= st.head && !st.patient {
+			slow = time.After(slackWait)
+		}
 		changed := s.changed
 		s.mu.Unlock()
 		select {
 		case <-changed:
+		case <-slow:
+			s.mu.Lock()
+			st.patient = true
+			s.mu.Unlock()
 		case <-ctx.Done():
 			return fmt.Errorf("wait for room in the spool: %w", context.Cause(ctx))
 		}
@@ -339,12 +393,7 @@ func (s *Spool) wake() {
 func (s *Spool) Next(ctx context.Context) (Chunk, error) {
 	for {
 		s.mu.Lock()
-		if len(s.queue) > 0 {
-			c := s.queue[0]
-			s.queue = s.queue[1:]
-			if len(s.queue) == maxQueue-1 {
-				s.wake()
-			}
+		if c, ok := s.next(); ok {
 			s.mu.Unlock()
 			return c, nil
 		}
@@ -361,13 +410,39 @@ func (s *Spool) Next(ctx context.Context) (Chunk, error) {
 	}
 }
 
+// next takes turns between the queue and what is behind the head of each stream, so that none of them waits for ever.
+func (s *Spool) next() (Chunk, bool) {
+	for range len(s.streams) + 1 {
+		s.turn = (s.turn + 1) % (len(s.streams) + 1)
+		if s.turn < len(s.streams) {
+			if c, ok := s.streams[s.turn].behind(s.config.ChunkBytes, s.config.StepBytes); ok {
+				return c, true
+			}
+		} else if len(s.queue) > 0 {
+			c := s.queue[0]
+			s.queue = s.queue[1:]
+			s.stream(c.Stream).queued--
+			if len(s.queue) == maxQueue-1 {
+				s.wake()
+			}
+			return c, true
+		}
+	}
+	return Chunk{}, false
+}
+
 // Load returns a chunk's bytes.
 func (s *Spool) Load(c Chunk) ([]byte, error) {
 	data := make([]byte, c.Length)
-	if n, err := s.stream(c.Stream).file.ReadAt(data, int64(c.Offset)); n < len(data) {
-		return nil, fmt.Errorf("read spool: %w", err)
+	return data, s.LoadInto(data, c.Stream, c.Offset)
+}
+
+// LoadInto fills data with the bytes of a stream from an offset on.
+func (s *Spool) LoadInto(data []byte, id executionv1.Stream, offset uint64) error {
+	if n, err := s.stream(id).file.ReadAt(data, int64(offset)); n < len(data) {
+		return fmt.Errorf("read spool: %w", err)
 	}
-	return data, nil
+	return nil
 }
 
 // Trim says that everything of a stream below the offset is published.
@@ -380,7 +455,7 @@ func (s *Spool) Trim(id executionv1.Stream, offset uint64) {
 	}
 	st.acked = offset
 	s.wake()
-	if end := offset &^ (punchBytes - 1); end > st.punched {
+	if end := offset - min(offset, s.config.Preroll); end > st.punched && end-st.punched >= s.config.StepBytes {
 		punch(st.file, int64(st.punched), int64(end))
 		st.punched = end
 	}

@@ -1,0 +1,265 @@
+package runner
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math"
+	"time"
+
+	"verbatim.dev/events"
+	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
+	"verbatim.dev/services/runner/journal"
+	"verbatim.dev/services/runner/mask"
+	"verbatim.dev/services/runner/spool"
+)
+
+// flow is the way of one stream's bytes from the spool to where they end: published, or counted and left out.
+//
+//	spool ── part ──► mask ── decided bytes ──┬─ of a part to publish ──► OutputChunk
+//	                   └ holds back what may  └─ of a part to elide ────► digest, journal, hole in the spool
+//	                     become a secret
+//
+// Masking holds bytes back, so what comes out of it does not end where parts do; each decided byte goes where its own part
+// says. What happens to a byte is in the journal before anybody sees it, with the digests after it, so the next
+// worker goes on behind the last decided byte and comes to the same.
+type flow struct {
+	a    *attempt
+	id   executionv1.Stream
+	past *streamPast
+	head uint64
+	// mask is nil when there is nothing to hide. decided is where the next byte that it decides stands.
+	mask    *mask.Stream
+	decided uint64
+	// done is up to where bytes were published or elided; before it there is only the preroll.
+	done  uint64
+	parts []part // What was taken and is not done, ascending.
+}
+
+// part is consecutive bytes with one end.
+type part struct {
+	end   uint64
+	elide bool
+	at    time.Time
+}
+
+// flows are those of an attempt.
+type flows struct {
+	a      *attempt
+	list   []*flow
+	elided []byte // What is elided needs no memory of its own.
+}
+
+// publishOutput passes output on, and waits when there is no room.
+func (a *attempt) publishOutput(life context.Context) error {
+	f := &flows{a: a}
+	for {
+		if err := f.step(life); errors.Is(err, io.EOF) {
+			return f.flush(life)
+		} else if err != nil {
+			return err
+		}
+	}
+}
+
+// step waits for the spool's next part and takes it; io.EOF when there is none.
+func (f *flows) step(life context.Context) error {
+	c, err := f.a.spool.Next(life)
+	if err != nil {
+		return err
+	}
+	to, err := f.of(c.Stream)
+	if err != nil {
+		return err
+	}
+	var data []byte
+	switch {
+	case !c.Elide:
+		data = make([]byte, c.Length)
+	case len(f.elided) < c.Length:
+		f.elided = make([]byte, c.Length)
+		fallthrough
+	default:
+		data = f.elided[:c.Length]
+	}
+	return to.take(life, c, data)
+}
+
+// flush passes on what masking holds back of the streams that are at their end. The rest is the next worker's.
+func (f *flows) flush(life context.Context) error {
+	for _, to := range f.list {
+		if _, ended := f.a.spool.Ended(to.id); !ended {
+			continue
+		}
+		if err := to.flush(life); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *flows) of(id executionv1.Stream) (*flow, error) {
+	for _, known := range f.list {
+		if known.id == id {
+			return known, nil
+		}
+	}
+	next, err := f.a.newFlow(id)
+	if err == nil {
+		f.list = append(f.list, next)
+	}
+	return next, err
+}
+
+func (a *attempt) newFlow(id executionv1.Stream) (*flow, error) {
+	f := &flow{a: a, id: id, past: a.past.of(id), head: math.MaxUint64}
+	f.head, _ = events.HeadAndTail(a.spec.GetOutputLimit())
+	f.done = f.past.mark.Cut
+	if a.masker.Empty() {
+		return f, nil
+	}
+	f.decided = f.done - min(f.done, uint64(a.masker.Reach()))
+	f.mask = a.masker.Stream(f.decided)
+	preroll := make([]byte, f.done-f.decided)
+	if err := a.spool.LoadInto(preroll, id, f.decided); err != nil {
+		return nil, err
+	}
+	decided, _ := f.mask.Write(preroll)
+	f.decided += uint64(len(decided))
+	return f, nil
+}
+
+// take takes the next bytes of the stream. The data is this call's own when it is to be published.
+func (f *flow) take(life context.Context, c spool.Chunk, data []byte) error {
+	end := c.Offset + uint64(c.Length)
+	if err := f.a.spool.LoadInto(data, c.Stream, c.Offset); err != nil {
+		return f.lose(life, c, err)
+	}
+	f.a.runner.metrics.captured.WithLabelValues(events.StreamName(c.Stream)).Add(float64(len(data)))
+	f.parts = append(f.parts, part{end, c.Elide, c.CapturedAt})
+	if f.mask == nil {
+		return f.settle(life, c.Offset, data, nil)
+	}
+	return f.decide(life, func() ([]byte, []mask.Range) { return f.mask.Write(data) })
+}
+
+// flush decides what masking holds back, at the end of the stream.
+func (f *flow) flush(life context.Context) error {
+	if f.mask == nil {
+		return nil
+	}
+	return f.decide(life, f.mask.Close)
+}
+
+func (f *flow) decide(life context.Context, step func() ([]byte, []mask.Range)) error {
+	at := f.decided
+	data, masked := step()
+	f.decided += uint64(len(data))
+	return f.settle(life, at, data, masked)
+}
+
+// lose leaves out what cannot be read again. What was held back in front of it may be the beginning of a secret, and nobody will
+// know.
+func (f *flow) lose(life context.Context, c spool.Chunk, cause error) error {
+	end := c.Offset + uint64(c.Length)
+	if f.mask != nil {
+		at := f.decided
+		held, _ := f.mask.Close()
+		for i := range held {
+			held[i] = '*'
+		}
+		f.decided = end
+		f.mask = f.a.masker.Stream(end)
+		if err := f.settle(life, at, held, []mask.Range{{Start: at, End: at + uint64(len(held))}}); err != nil {
+			return err
+		}
+	}
+	f.a.log.Error("output is lost", "stream", events.StreamName(c.Stream), "offset", c.Offset, "end", end, "error", cause)
+	f.a.lose(c.Stream, c.Offset, end)
+	f.a.fact(time.Now(), &executionv1.OutputReadFailed{Stream: c.Stream, Offset: c.Offset, Cause: oneLine(cause.Error())})
+	f.done = end
+	return nil
+}
+
+// settle sends decided bytes where their parts say.
+func (f *flow) settle(life context.Context, at uint64, data []byte, masked []mask.Range) error {
+	if at < f.done {
+		known := min(uint64(len(data)), f.done-at)
+		at, data = at+known, data[known:]
+	}
+	for len(data) > 0 {
+		p := f.parts[0]
+		n := min(uint64(len(data)), p.end-at)
+		for i := 1; i < len(f.parts) && n < uint64(len(data)) && !p.elide && !f.parts[i].elide; i++ {
+			n = min(uint64(len(data)), f.parts[i].end-at)
+		}
+		if !p.elide {
+			n = min(n, events.MaxChunkBytes)
+		}
+		f.count(at, at+n, masked)
+		if p.elide {
+			f.elide(at, data[:n])
+		} else if err := f.publish(life, p.at, at, data[:n:n]); err != nil {
+			return err
+		}
+		at, data = at+n, data[n:]
+		f.done = at
+		for len(f.parts) > 0 && f.parts[0].end <= at {
+			f.parts = f.parts[1:]
+		}
+	}
+	return nil
+}
+
+// count counts what was masked of the bytes from start to end.
+func (f *flow) count(start, end uint64, masked []mask.Range) {
+	m := &f.past.masked
+	for _, r := range masked {
+		from, to := max(r.Start, start), min(r.End, end)
+		if from >= to {
+			continue
+		}
+		if from != m.End || m.Ranges == 0 {
+			m.Ranges++
+		}
+		m.Bytes += to - from
+		m.End = to
+	}
+}
+
+func (f *flow) publish(life context.Context, captured time.Time, at uint64, data []byte) error {
+	if at+uint64(len(data)) > f.head && f.past.mark.End == nil {
+		// Where the tail begins follows from where the stream ends, which must not change any more.
+		end, _ := f.a.spool.Ended(f.id)
+		f.a.append(journal.Entry{Ended: &journal.Ended{Stream: f.id, Captured: end.Captured, Held: end.Held}})
+		f.past.mark.End = &end
+	}
+	return f.a.facts.AddWhenRoom(life, captured, &executionv1.OutputChunk{
+		Stream: f.id, Offset: at, CapturedAt: timestamp(captured), Data: data,
+	})
+}
+
+func (f *flow) elide(at uint64, data []byte) {
+	end := at + uint64(len(data))
+	f.past.add(data, false)
+	start := f.past.elide(at, end)
+	f.a.append(journal.Entry{Elided: &journal.Elided{
+		Stream: f.id, Start: start, End: end, Whole: stateOf(f.past.whole), Masked: f.past.masked,
+	}})
+	f.past.mark.Cut = end
+	f.a.spool.Drop(f.id, end)
+}
+
+// published returns bytes of a stream as they were published before.
+func (a *attempt) published(id executionv1.Stream, start, end uint64) ([]byte, error) {
+	reach := uint64(a.masker.Reach())
+	from, to := start-min(start, reach), max(end, min(end+reach, a.spool.Captured(id)))
+	data := make([]byte, to-from)
+	if err := a.spool.LoadInto(data, id, from); err != nil || a.masker.Empty() {
+		return data, err
+	}
+	m := a.masker.Stream(from)
+	masked, _ := m.Write(data)
+	rest, _ := m.Close() // Behind the end, or at the end of the stream.
+	return append(masked, rest...)[start-from : end-from], nil
+}
