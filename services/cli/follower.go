@@ -21,12 +21,14 @@ type follower struct {
 	attempt           uint32
 	streams           map[string]*streamPosition
 	sealed            map[string]uint64 // total by stream
+	elided            []gap             // What the seal says was left out.
 	gaps              []gap
 	preparationFailed *executionv1.PreparationFailed
 	startFailed       *executionv1.StartFailed
 	exited            *executionv1.ProcessExited
 	waitFailed        *executionv1.WaitFailed
 	lost              *executionv1.RunnerLost
+	leftOut           []gap
 	termination       executionv1.TerminationCause
 }
 
@@ -55,7 +57,7 @@ func (f *follower) take(fact api.Fact) error {
 		if err := f.finish(); err != nil {
 			return err
 		}
-		*f = follower{stdout: f.stdout, stderr: f.stderr, only: f.only, attempt: fact.Attempt, gaps: f.gaps}
+		*f = follower{stdout: f.stdout, stderr: f.stderr, only: f.only, attempt: fact.Attempt, gaps: f.gaps, leftOut: f.leftOut}
 	}
 	switch p := payload.(type) {
 	case *executionv1.OutputChunk:
@@ -78,6 +80,23 @@ func (f *follower) take(fact api.Fact) error {
 		f.sealed = map[string]uint64{}
 		for _, s := range p.GetStreams() {
 			f.sealed[events.StreamName(s.GetStream())] = s.GetCapturedBytes()
+			for _, r := range s.GetElided() {
+				f.elided = append(f.elided, gap{events.StreamName(s.GetStream()), r.GetStart(), r.GetEnd()})
+			}
+		}
+		return f.skipElided()
+	}
+	return nil
+}
+
+// skipElided lets what waits behind elided bytes go on.
+func (f *follower) skipElided() error {
+	for _, g := range f.elided {
+		if p := f.streams[g.stream]; p != nil && g.start <= p.written && p.written < g.end {
+			p.written = g.end
+			if err := f.writeWaiting(g.stream, p); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -110,7 +129,10 @@ func (f *follower) chunk(c *executionv1.OutputChunk) error {
 	if err := f.write(stream, p, c); err != nil {
 		return err
 	}
-	return f.writeWaiting(stream, p)
+	if err := f.writeWaiting(stream, p); err != nil || len(f.elided) == 0 {
+		return err
+	}
+	return f.skipElided()
 }
 
 // writeWaiting writes the waiting chunks whose turn it is.
@@ -170,12 +192,44 @@ func (f *follower) finish() error {
 			f.gaps = append(f.gaps, gap{stream, written, total})
 		}
 	}
+	for _, out := range f.elided {
+		if f.only == "" || out.stream == f.only {
+			f.leftOut = append(f.leftOut, out)
+		}
+		var missing []gap
+		for _, g := range f.gaps {
+			missing = append(missing, g.without(out)...)
+		}
+		f.gaps = missing
+	}
 	return nil
 }
 
-// warn says which bytes are missing.
+// without returns what of a gap is not in another one.
+func (g gap) without(other gap) (rest []gap) {
+	if g.stream != other.stream || other.end <= g.start || g.end <= other.start {
+		return []gap{g}
+	}
+	if g.start < other.start {
+		rest = append(rest, gap{g.stream, g.start, other.start})
+	}
+	if other.end < g.end {
+		rest = append(rest, gap{g.stream, other.end, g.end})
+	}
+	return rest
+}
+
+// warn says which bytes were left out and which are missing.
 func (f *follower) warn(w io.Writer) {
+	for _, out := range f.leftOut {
+		warnLeftOut(w, out.stream, out.start, out.end)
+	}
 	for _, gap := range f.gaps {
 		fmt.Fprintf(w, "verbatim: %s bytes %d to %d are missing\n", gap.stream, gap.start, gap.end)
 	}
+}
+
+// warnLeftOut says that a range was left out on purpose.
+func warnLeftOut(w io.Writer, stream string, start, end uint64) {
+	fmt.Fprintf(w, "verbatim: %s: %d bytes were left out, %d to %d (run --output-limit none keeps all)\n", stream, end-start, start, end)
 }

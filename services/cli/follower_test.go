@@ -183,3 +183,44 @@ func TestWhatCannotBeWrittenIsAnError(t *testing.T) {
 type closed struct{}
 
 func (closed) Write([]byte) (int, error) { return 0, fmt.Errorf("closed") }
+
+// What lies behind left out bytes is written when the seal says so, in any order of the facts, and what is left out is no gap.
+func TestElidedBytesAreNotMissing(t *testing.T) {
+	t.Parallel()
+	sealed := seal(100)
+	sealed.Streams[0].Elided = []*executionv1.ByteRange{{Start: 3, End: 95}}
+	facts := []api.Fact{fact(t, 1, out(0, "abc")), fact(t, 1, out(95, "wx")), fact(t, 1, out(97, "yz")), fact(t, 1, sealed)}
+	for range 50 {
+		rand.Shuffle(len(facts), func(i, j int) { facts[i], facts[j] = facts[j], facts[i] })
+		stdout, _, f := follow(t, "", facts...)
+		if want := []gap{{"stdout", 99, 100}}; stdout != "abcwxyz" || !slices.Equal(f.gaps, want) {
+			t.Fatalf("%q, gaps %v", stdout, f.gaps)
+		}
+		var said bytes.Buffer
+		f.warn(&said)
+		if got := said.String(); got != "verbatim: stdout: 92 bytes were left out, 3 to 95 (run --output-limit none keeps all)\nverbatim: stdout bytes 99 to 100 are missing\n" {
+			t.Fatalf("%s", got)
+		}
+	}
+	if _, _, f := follow(t, "stderr", facts...); len(f.leftOut) != 0 || len(f.gaps) != 0 {
+		t.Errorf("only stderr: %v %v", f.leftOut, f.gaps)
+	}
+}
+
+func TestSizes(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]int64{
+		"1": 1, "500": 500, "64K": 64 << 10, "64KiB": 64 << 10, "10MiB": 10 << 20, "10M": 10 << 20, "2G": 2 << 30, "1T": 1 << 40, "7B": 7, "3kb": 3 << 10, "none": -1,
+	} {
+		var l outputLimit
+		if err := l.UnmarshalText([]byte(text)); err != nil || l.request() != want {
+			t.Errorf("%s: %d, %v", text, l.request(), err)
+		}
+	}
+	for _, text := range []string{"", "0", "-1", "x", "1.5M", "M", "10 M", "1KK", "99999999999T", "None"} {
+		var l outputLimit
+		if err := l.UnmarshalText([]byte(text)); err == nil {
+			t.Errorf("%q is taken for %d", text, l.request())
+		}
+	}
+}

@@ -95,6 +95,9 @@ func writeRow(w io.Writer, r execution.Row) error {
 	streamLine("stdout", r.StdoutBytes, r.StdoutBytesTruncated, r.StdoutLog)
 	streamLine("stderr", r.StderrBytes, r.StderrBytesTruncated, r.StderrLog)
 	line("complete", "%s", completeness(r))
+	for _, e := range r.Elided {
+		line("left out", "%s bytes %d to %d (output limit)", e.Stream, e.Start, e.End)
+	}
 	for _, m := range r.Missing {
 		line("missing", "%s bytes %d to %d", m.Stream, m.Start, m.End)
 	}
@@ -110,6 +113,8 @@ func completeness(r execution.Row) string {
 		return "not known yet"
 	case r.Complete == nil:
 		return "not known"
+	case *r.Complete && len(r.Elided) > 0:
+		return "yes, every byte is in the log but those left out on purpose"
 	case *r.Complete:
 		return "yes, every byte is in the log"
 	default:

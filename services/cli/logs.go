@@ -72,7 +72,7 @@ func (c *logsCommand) copy(ctx context.Context, s *session, api *client.Client) 
 		fmt.Fprintf(s.stderr, "verbatim: %s bytes %d to %d are missing\n", c.Stream, r.Start, r.End)
 	}
 	for _, r := range out.Elided {
-		fmt.Fprintf(s.stderr, "verbatim: %s bytes %d to %d were left out (stream limit)\n", c.Stream, r.Start, r.End)
+		warnLeftOut(s.stderr, c.Stream, r.Start, r.End)
 	}
 	return nil
 }

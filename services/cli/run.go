@@ -28,14 +28,17 @@ type runCommand struct {
 	Stdin   string            `placeholder:"FILE|-" help:"What the process reads on its standard input: a file, or - for this command's own. At most 64 MiB. Default: nothing."`
 	Secret  []string          `sep:"none" placeholder:"NAME=env:VAR|NAME=file:PATH" help:"Secret for the process, encrypted before it leaves this command. May be given again. See below."`
 	limitFlags
-	JSON   bool     `name:"json" help:"Print only the row at the end, as one JSON object."`
-	Detach bool     `help:"Print the execution's id and do not wait for its end."`
-	Argv   []string `arg:"" passthrough:"partial" help:"Program and arguments, after --. No shell is involved."`
+	OutputLimit *outputLimit `placeholder:"SIZE|none" help:"How much of each output stream is kept when there is more: a fifth of it from the beginning, the rest (at most 8 MiB) from the end. The bytes between are counted and left out. Sizes are 500, 64K, 10MiB, 2G. Default: 10MiB."`
+	JSON        bool         `name:"json" help:"Print only the row at the end, as one JSON object."`
+	Detach      bool         `help:"Print the execution's id and do not wait for its end."`
+	Argv        []string     `arg:"" passthrough:"partial" help:"Program and arguments, after --. No shell is involved."`
 }
 
 // Help is printed by kong below the flags.
 func (runCommand) Help() string {
-	return `The process's stdout goes to stdout and its stderr to stderr while it runs, byte for byte.
+	return `The process's stdout goes to stdout and its stderr to stderr while it runs, byte for byte. Of a stream that is longer
+than --output-limit the beginning is shown while the process runs and the end when it has ended, since only then it is known
+which bytes are the last ones.
 Ctrl-C asks to stop the execution and waits for its end; a second Ctrl-C leaves it alone.
 
 A secret's value comes from an environment variable of this command or from a file, byte for byte. It leaves this command
@@ -64,6 +67,7 @@ func (c *runCommand) request(s *session) (api.SubmitRequest, error) {
 		Command: &api.Command{Argv: argv, Environment: c.Env, Directory: c.Dir},
 		Labels:  c.Label,
 	}
+	r.OutputLimitBytes = c.OutputLimit.request()
 	if u, err := user.Current(); err == nil {
 		r.RequestedBy = u.Username
 	}

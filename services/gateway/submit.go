@@ -126,6 +126,7 @@ func requestEvent(id string, r api.SubmitRequest) (events.Event, []*huma.ErrorDe
 		Stdin: r.Stdin, StdinUpload: v.upload(r), Secrets: r.Secrets, Labels: r.Labels, RequestedBy: r.RequestedBy,
 		Limits: v.limits(r.Limits),
 	}
+	d.OutputLimit = v.outputLimit(r.OutputLimitBytes)
 	switch {
 	case r.Command != nil && r.Action != nil:
 		v.bad("body", "give either command or action, not both")
@@ -194,6 +195,19 @@ func (v *validation) duration(where, s string, positive bool) *durationpb.Durati
 		return durationpb.New(d)
 	}
 	return nil
+}
+
+func (v *validation) outputLimit(bytes int64) *executionv1.OutputLimit {
+	switch {
+	case bytes == 0:
+		return nil
+	case bytes == -1:
+		return &executionv1.OutputLimit{None: true}
+	case bytes < 0:
+		v.bad("body.output_limit_bytes", "is negative; -1 means no limit")
+		return nil
+	}
+	return events.LimitOutput(uint64(bytes))
 }
 
 func (v *validation) command(c *api.Command) {

@@ -147,6 +147,9 @@ func prepare(r *executionv1.ExecutionRequested, requestedAt time.Time) (*executi
 			return fail(invalid, "environment variable %q cannot be set: a name is not empty and holds no '=', and neither name nor value a NUL byte", name)
 		}
 	}
+	if err := events.ValidateOutputLimit(r.GetOutputLimit()); err != nil {
+		return fail(invalid, "%v", err)
+	}
 	switch given := r.GetStdinUpload() != nil; {
 	case given && len(r.GetStdin()) > 0:
 		return fail(invalid, "the request has both stdin and an upload for it")
@@ -158,5 +161,6 @@ func prepare(r *executionv1.ExecutionRequested, requestedAt time.Time) (*executi
 		Timeout: r.GetTimeout(), Grace: r.GetGrace(), Labels: r.GetLabels(),
 		RequestedAt: timestamppb.New(requestedAt), RequestedBy: r.GetRequestedBy(), Limits: r.GetLimits(),
 		Secrets: r.GetSecrets(), StdinUpload: r.GetStdinUpload(),
+		OutputLimit: r.GetOutputLimit(),
 	}, nil
 }

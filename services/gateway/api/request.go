@@ -19,7 +19,9 @@ type SubmitRequest struct {
 	Secrets     map[string][]byte `json:"secrets,omitempty" doc:"Secrets by name, each an age file in base64, encrypted for the keys of the runners. The process gets them as one line of JSON on its standard input. Not together with stdin."`
 	Labels      map[string]string `json:"labels,omitempty" doc:"At most 64, for finding the execution again."`
 	RequestedBy string            `json:"requested_by,omitempty" doc:"Who asks, for people."`
-	Limits      *Limits           `json:"limits,omitempty" doc:"Bounds and identity of the process. Absent: the runner's own."`
+	// OutputLimitBytes is 0 for the default and -1 for no limit.
+	OutputLimitBytes int64   `json:"output_limit_bytes,omitempty" minimum:"-1" example:"10485760" doc:"How many bytes of each output stream are published when there are more: a fifth from its beginning, the rest (at most 8 MiB) from its end. What lies between is counted, digested and listed as elided. -1: no limit. Absent or 0: 10485760."`
+	Limits           *Limits `json:"limits,omitempty" doc:"Bounds and identity of the process. Absent: the runner's own."`
 }
 
 // StdinUpload says where an uploaded standard input lies.
