@@ -123,6 +123,12 @@ func ParseExecutionID(s string) (time.Time, error) {
 	return made, nil
 }
 
+// FirstExecutionID is the smallest execution id that can be made at or after t.
+func FirstExecutionID(t time.Time) string {
+	ms := max(0, t.UnixMilli()) & (1<<48 - 1)
+	return fmt.Sprintf("%08x-%04x-7000-8000-000000000000", ms>>16, ms&0xffff)
+}
+
 // Validate reports everything that makes the event unfit for the log, joined.
 func (e Event) Validate() error {
 	var errs []error

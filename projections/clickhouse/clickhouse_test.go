@@ -16,12 +16,12 @@ func TestCheckVersion(t *testing.T) {
 	for _, c := range []struct {
 		major, minor uint64
 		ok           bool
-	}{{24, 8, true}, {24, 9, true}, {25, 1, true}, {26, 7, true}, {24, 7, false}, {23, 12, false}, {0, 0, false}} {
+	}{{26, 3, true}, {26, 4, true}, {27, 1, true}, {26, 7, true}, {26, 2, false}, {23, 12, false}, {0, 0, false}} {
 		err := checkVersion(c.major, c.minor)
 		if (err == nil) != c.ok {
 			t.Errorf("%d.%d: %v", c.major, c.minor, err)
 		}
-		if err != nil && !strings.Contains(err.Error(), "24.8 or newer") {
+		if err != nil && !strings.Contains(err.Error(), "26.3 or newer") {
 			t.Errorf("%d.%d: the sentence does not say what is needed: %v", c.major, c.minor, err)
 		}
 	}
@@ -31,7 +31,7 @@ func TestCheckVersion(t *testing.T) {
 func TestFirstID(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 11, 25, 12, 0, 0, 999_999, time.UTC)
-	id := firstID(at)
+	id := events.FirstExecutionID(at)
 	if made, err := events.ParseExecutionID(id); err != nil || !made.Equal(at.Truncate(time.Millisecond)) {
 		t.Fatalf("%s: %v, %v", id, made, err)
 	}
@@ -40,10 +40,10 @@ func TestFirstID(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if made < firstID(now.Add(-time.Minute)) || made > firstID(now.Add(time.Minute)) {
+	if made < events.FirstExecutionID(now.Add(-time.Minute)) || made > events.FirstExecutionID(now.Add(time.Minute)) {
 		t.Fatalf("%s is not between its neighbours", made)
 	}
-	if got := firstID(time.Time{}); !strings.HasPrefix(got, "00000000-0000-7") {
+	if got := events.FirstExecutionID(time.Time{}); !strings.HasPrefix(got, "00000000-0000-7") {
 		t.Fatalf("of no time: %s", got)
 	}
 }

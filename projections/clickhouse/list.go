@@ -12,6 +12,7 @@ import (
 
 	"github.com/ClickHouse/clickhouse-go/v2"
 
+	"verbatim.dev/events"
 	"verbatim.dev/projections/execution"
 )
 
@@ -60,7 +61,7 @@ func (f Filter) where() (string, []any) {
 		args = append(args, named...)
 	}
 	if !f.Since.IsZero() {
-		add("execution_id >= {since:String}", clickhouse.Named("since", firstID(f.Since)))
+		add("execution_id >= {since:String}", clickhouse.Named("since", events.FirstExecutionID(f.Since)))
 	}
 	if f.Before != "" {
 		add("execution_id < {before:String}", clickhouse.Named("before", f.Before))

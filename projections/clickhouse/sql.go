@@ -1,7 +1,6 @@
 package clickhouse
 
 import (
-	"fmt"
 	"strings"
 	"time"
 
@@ -24,9 +23,3 @@ func dayOf(executionID string) (time.Time, error) {
 }
 
 func date(t time.Time) string { return t.Format(time.DateOnly) }
-
-// firstID is the smallest execution id that can be made at or after t.
-func firstID(t time.Time) string {
-	ms := max(0, t.UnixMilli()) & (1<<48 - 1)
-	return fmt.Sprintf("%08x-%04x-7000-8000-000000000000", ms>>16, ms&0xffff)
-}

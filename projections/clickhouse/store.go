@@ -13,10 +13,10 @@ import (
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
 )
 
-// The oldest server that is taken: the first long-term release with all that the statements here use.
+// The oldest server that is taken: the first long-term release with text indexes that are no experiment any more.
 const (
-	minMajor = 24
-	minMinor = 8
+	minMajor = 26
+	minMinor = 3
 )
 
 const (

@@ -49,6 +49,7 @@ type grammar struct {
 	Gateway   gatewayCommand   `cmd:"" group:"Services, each by itself:" help:"Serve the HTTP API."`
 	Setup     setupCommand     `cmd:"" group:"Services, each by itself:" help:"Create the topics and the tables; doing it again changes nothing."`
 
+	Search searchCommand `cmd:"" group:"Looking back:" help:"Look for words in the output of all executions."`
 	Debug  debugCommand  `cmd:"" group:"Looking back:" help:"Step through an execution's events and see what each did to its row."`
 	Replay replayCommand `cmd:"" group:"Looking back:" help:"Rebuild rows from the events, and compare them with the live ones."`
 	Export exportCommand `cmd:"" group:"Looking back:" help:"Write events to a file that replay reads."`

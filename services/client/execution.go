@@ -166,8 +166,8 @@ func (c *Client) Cancel(ctx context.Context, id string, r api.CancelRequest) (ap
 
 // Query runs one read-only statement and returns its result in a ClickHouse format (empty: a table for
 // people). Whoever gets it closes it.
-func (c *Client) Query(ctx context.Context, sql, format string) (io.ReadCloser, error) {
-	resp, err := c.send(ctx, request{method: http.MethodPost, path: "/v1/query", body: api.QueryRequest{SQL: sql, Format: format}})
+func (c *Client) Query(ctx context.Context, sql, format string, parameters map[string]string) (io.ReadCloser, error) {
+	resp, err := c.send(ctx, request{method: http.MethodPost, path: "/v1/query", body: api.QueryRequest{SQL: sql, Format: format, Parameters: parameters}})
 	if err != nil {
 		return nil, err
 	}

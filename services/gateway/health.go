@@ -61,7 +61,7 @@ func (g *Gateway) ready(w http.ResponseWriter, r *http.Request) {
 }
 
 func (g *Gateway) clickhouseAnswers(ctx context.Context) error {
-	resp, err := g.clickhouse.ask(ctx, "SELECT 1", "TSV")
+	resp, err := g.clickhouse.ask(ctx, "SELECT 1", "TSV", nil)
 	if err != nil {
 		return err
 	}

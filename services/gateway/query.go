@@ -27,9 +27,15 @@ const (
 	queryBytes = 512 << 20
 	// maxErrorBytes bounds what is shown of ClickHouse's error text.
 	maxErrorBytes = 16 << 10
+	maxParameters = 64
 )
 
-var formatName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9]{0,63}$`)
+var (
+	formatName    = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9]{0,63}$`)
+	parameterName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,63}$`)
+	// escape makes a value what ClickHouse reads as TabSeparated.
+	escape = strings.NewReplacer("\\", `\\`, "\t", `\t`, "\n", `\n`, "\r", `\r`, "\x00", `\0`)
+)
 
 type queryInput struct {
 	Body api.QueryRequest
@@ -45,6 +51,14 @@ func (g *Gateway) query(ctx context.Context, in *queryInput) (*huma.StreamRespon
 	if !formatName.MatchString(format) {
 		v.bad("body.format", "is no name of a format")
 	}
+	if len(in.Body.Parameters) > maxParameters {
+		v.bad("body.parameters", fmt.Sprintf("there are %d, the limit is %d", len(in.Body.Parameters), maxParameters))
+	}
+	for name := range in.Body.Parameters {
+		if !parameterName.MatchString(name) {
+			v.bad("body.parameters", fmt.Sprintf("%q is no name of a parameter", name))
+		}
+	}
 	if err := statement.Check(in.Body.SQL); err != nil {
 		v.bad("body.sql", err.Error())
 	}
@@ -52,7 +66,7 @@ func (g *Gateway) query(ctx context.Context, in *queryInput) (*huma.StreamRespon
 		return nil, problem(http.StatusUnprocessableEntity, "the query is not answered", v.faults...)
 	}
 	stale := g.lateForAll(ctx)
-	resp, err := g.clickhouse.ask(ctx, in.Body.SQL, format)
+	resp, err := g.clickhouse.ask(ctx, in.Body.SQL, format, in.Body.Parameters)
 	if err != nil {
 		return nil, g.unavailable(ctx, "the query cannot be answered: the database does not answer", err)
 	}
@@ -142,7 +156,7 @@ func newQueryClient(address string) *queryClient {
 
 // ask runs a statement with ClickHouse's own fences around it. The result comes only when the statement has
 // succeeded (wait_end_of_query), so that a status is the truth.
-func (q *queryClient) ask(ctx context.Context, sql, format string) (*http.Response, error) {
+func (q *queryClient) ask(ctx context.Context, sql, format string, values map[string]string) (*http.Response, error) {
 	parameters := url.Values{
 		"readonly":           {"1"},
 		"default_format":     {format},
@@ -150,6 +164,9 @@ func (q *queryClient) ask(ctx context.Context, sql, format string) (*http.Respon
 		"max_execution_time": {fmt.Sprint(int(queryTime.Seconds()))},
 		"max_result_bytes":   {fmt.Sprint(queryBytes)},
 		"cancel_http_readonly_queries_on_client_close": {"1"},
+	}
+	for name, value := range values {
+		parameters.Set("param_"+name, escape.Replace(value))
 	}
 	if q.database != "" {
 		parameters.Set("database", q.database)

@@ -195,7 +195,7 @@ func TestOneExecutionForReal(t *testing.T) {
 	if err != nil || len(list.Executions) != 1 || list.Executions[0].ExecutionID != id {
 		t.Errorf("%+v: %v", list, err)
 	}
-	result, err := s.client.Query(t.Context(), "SELECT exit_code, complete, stdout_bytes FROM executions FINAL", "TSV")
+	result, err := s.client.Query(t.Context(), "SELECT exit_code, complete, stdout_bytes FROM executions FINAL", "TSV", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -227,7 +227,7 @@ func TestTheDatabaseIsOnlyRead(t *testing.T) {
 		"SELECT throwIf(number = 90000) FROM numbers(100000)": "Code: 395",
 		"SELECT number FROM numbers(1000000000)":              "Code: 396",
 	} {
-		result, err := s.client.Query(t.Context(), sql, "TSV")
+		result, err := s.client.Query(t.Context(), sql, "TSV", nil)
 		if err == nil {
 			text, _ := io.ReadAll(io.LimitReader(result, 200))
 			result.Close()

@@ -95,6 +95,8 @@ type ListResponse struct {
 type QueryRequest struct {
 	SQL    string `json:"sql" doc:"One statement: SELECT, WITH, SHOW, DESCRIBE, EXPLAIN or EXISTS."`
 	Format string `json:"format,omitempty" example:"JSONEachRow" doc:"A ClickHouse output format. Absent: PrettyCompactMonoBlock."`
+	// Parameters are values for the statement's {name:Type}.
+	Parameters map[string]string `json:"parameters,omitempty" doc:"Values for the statement's {name:Type}, in ClickHouse's text form."`
 }
 
 // Health lists the checks of a readiness answer.
