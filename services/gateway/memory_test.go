@@ -47,6 +47,7 @@ type world struct {
 	byPlace   map[int][]record // The log, by partition; the index is the offset.
 	requests  []*message.Message
 	control   []*message.Message
+	stdin     []*message.Message
 	projected int
 	recorded  int
 	rows      map[string]folded
@@ -114,6 +115,13 @@ func offsetsOf(log []record) map[int]int64 {
 func (w *world) EndOffsets(_ context.Context, topic string) (map[int]int64, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if topic == events.TopicStdin { // Every partition as long as all of them together.
+		ends := map[int]int64{}
+		for p := range 6 {
+			ends[p] = int64(len(w.stdin)) + 7
+		}
+		return ends, w.kafkaAway
+	}
 	if topic != events.TopicExecutions {
 		return map[int]int64{}, w.kafkaAway
 	}
@@ -143,6 +151,8 @@ func (w *world) PublishContext(ctx context.Context, topic string, messages ...*m
 			w.requests = append(w.requests, messages...)
 		case events.TopicControl:
 			w.control = append(w.control, messages...)
+		case events.TopicStdin:
+			w.stdin = append(w.stdin, messages...)
 		default:
 			w.t.Errorf("the gateway wrote to %s", topic)
 		}
@@ -304,6 +314,12 @@ type server struct {
 
 func start(t *testing.T, change ...func(*gateway.Config)) *server {
 	t.Helper()
+	return startWith(t, nil, change...)
+}
+
+// startWith also changes what the gateway stands on.
+func startWith(t *testing.T, deps func(*gateway.Deps), change ...func(*gateway.Config)) *server {
+	t.Helper()
 	s := &server{world: newWorld(t)}
 	database := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
@@ -321,7 +337,11 @@ func start(t *testing.T, change ...func(*gateway.Config)) *server {
 		f(&c)
 	}
 	var err error
-	s.Gateway, err = gateway.New(c, gateway.Deps{Rows: s, Archive: s, Publisher: s, Offsets: s, Log: s})
+	d := gateway.Deps{Rows: s, Archive: s, Publisher: s, Offsets: s, Log: s}
+	if deps != nil {
+		deps(&d)
+	}
+	s.Gateway, err = gateway.New(c, d)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,3 +2,6 @@ package wiring
 
 // Committed is what a runner asks about a claim of which the answer was lost.
 var Committed = committed
+
+// Upload is what a runner reads an uploaded standard input with.
+var Upload = upload
