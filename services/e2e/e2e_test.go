@@ -15,7 +15,8 @@ import (
 func TestMain(m *testing.M) {
 	// The test binary is the program: testscript puts it on PATH under this name.
 	testscript.Main(m, map[string]func(){
-		"verbatim": func() { os.Exit(cli.Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) },
+		"verbatim":          func() { os.Exit(cli.Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) },
+		"verbatim-unwaited": unwaited,
 	})
 }
 
