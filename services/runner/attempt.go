@@ -228,6 +228,7 @@ func (a *attempt) liveWithout(life context.Context, gone *supervisor.GoneError) 
 	if gone.Record != nil && !a.past.names["ProcessStarted"] {
 		a.processStarted(*gone.Record)
 	}
+	a.endOrphan(life, gone)
 	if !a.past.names["ProcessExited"] && !a.past.names["WaitFailed"] {
 		err := error(gone)
 		if gone.Record == nil {

@@ -594,10 +594,12 @@ func TestSupervisorKilled(t *testing.T) {
 				t.Errorf("stdout %q", got)
 			}
 			pid := int(one[*executionv1.ProcessStarted](t, story).GetPid())
-			if both { // Nobody is left who could know it for sure: the test ends it.
-				_ = syscall.Kill(pid, syscall.SIGKILL)
-			}
 			eventually(t, "the process is gone", func() bool { return !alive(pid) })
+			if both {
+				if got := signals(story); strings.Join(got, " ") != "TERM" {
+					t.Errorf("signals %v", got)
+				}
+			}
 		})
 	}
 }
@@ -623,4 +625,74 @@ func TestOrphansAreReaped(t *testing.T) {
 		}
 		return n == 1
 	})
+}
+
+// Supervisor and worker are killed together while processes run that write nothing and do not mind a TERM, one with its leader gone:
+// the next runner ends them and their groups, says each signal, and touches nobody else.
+func TestNobodyIsLeftToRunUnseen(t *testing.T) {
+	t.Parallel()
+	s := newStage(t, "")
+	stubborn := shell(`trap "" TERM; (trap "" TERM; echo $$; sleep 600 >/dev/null 2>&1 & wait) & echo ready; while :; do sleep 0.1; done`)
+	stubborn.Grace = durationpb.New(300 * time.Millisecond)
+	id := s.start(t, stubborn)
+	headless := s.start(t, shell(`sleep 600 & echo ready; wait`))
+	s.log.awaitOutput(t, id, stdout, "ready")
+	s.log.awaitOutput(t, headless, stdout, "ready")
+	other := exec.Command("sleep", "600") // Somebody else's.
+	other.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := other.Process.Kill(); err != nil {
+			t.Errorf("a process of somebody else is gone: %v", err)
+		}
+		_ = other.Wait()
+	}()
+	worker := s.worker()
+	_ = syscall.Kill(s.main.Process.Pid, syscall.SIGSTOP)
+	_ = syscall.Kill(worker, syscall.SIGKILL)
+	_ = s.main.Process.Kill()
+	<-s.ended
+	var group []int
+	for _, attempt := range []string{id, headless} {
+		group = append(group, members("VERBATIM_EXECUTION_ID="+attempt)...)
+	}
+	if len(group) < 4 {
+		t.Fatalf("only %v run", group)
+	}
+	for _, pid := range members("VERBATIM_EXECUTION_ID=" + headless) {
+		if own, err := syscall.Getpgid(pid); err == nil && own == pid {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+	s.startSupervisor(t, "")
+	story := s.log.tell(t, id)
+	if got := signals(story); strings.Join(got, " ") != "TERM KILL" {
+		t.Errorf("signals %v", got)
+	}
+	if got := signals(s.log.tell(t, headless)); strings.Join(got, " ") != "TERM" {
+		t.Errorf("without its leader: signals %v", got)
+	}
+	if cause := one[*executionv1.WaitFailed](t, story).GetCause(); !strings.Contains(cause, "supervisor ended") {
+		t.Errorf("cause %q", cause)
+	}
+	for _, pid := range group {
+		eventually(t, fmt.Sprintf("process %d is gone", pid), func() bool { return !alive(pid) })
+	}
+}
+
+// members are the processes with a variable in their environment.
+func members(variable string) []int {
+	var list []int
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		environ, _ := os.ReadFile("/proc/" + e.Name() + "/environ")
+		if bytes.Contains(append([]byte{0}, environ...), append(append([]byte{0}, variable...), 0)) {
+			n := 0
+			_, _ = fmt.Sscan(e.Name(), &n)
+			list = append(list, n)
+		}
+	}
+	return list
 }
