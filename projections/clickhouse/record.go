@@ -67,6 +67,8 @@ type record struct {
 	StdoutPipeStillHeld  *bool             `ch:"stdout_pipe_still_held"`
 	StderrPipeStillHeld  *bool             `ch:"stderr_pipe_still_held"`
 	Elided               []byteRange       `ch:"elided"`
+	StdoutMaskedRanges   *uint64           `ch:"stdout_masked_ranges"`
+	StderrMaskedRanges   *uint64           `ch:"stderr_masked_ranges"`
 	OutputErrors         []string          `ch:"output_errors"`
 	Attempts             uint64            `ch:"attempts"`
 	Contradictions       []string          `ch:"contradictions"`
@@ -128,7 +130,8 @@ func recordOf(s *execution.State) (*record, error) {
 		UserMS: r.UserMS, SystemMS: r.SystemMS, MaxResidentBytes: r.MaxResidentBytes, TimeoutMS: r.TimeoutMS,
 		StdinAcceptedBytes: r.StdinAcceptedBytes, StdinOfferedBytes: r.StdinOfferedBytes, TerminationSignals: []sentSignal{},
 		StdoutSHA256: r.StdoutSHA256, StderrSHA256: r.StderrSHA256, StdoutDigestMatch: r.StdoutDigestMatch, StderrDigestMatch: r.StderrDigestMatch,
-		StdoutPipeStillHeld: r.StdoutPipeStillHeld, StderrPipeStillHeld: r.StderrPipeStillHeld, Elided: toRanges(r.Elided), OutputErrors: r.OutputErrors,
+		StdoutPipeStillHeld: r.StdoutPipeStillHeld, StderrPipeStillHeld: r.StderrPipeStillHeld, Elided: toRanges(r.Elided),
+		StdoutMaskedRanges: r.StdoutMaskedRanges, StderrMaskedRanges: r.StderrMaskedRanges, OutputErrors: r.OutputErrors,
 		Attempts: r.Attempts, Contradictions: r.Contradictions, Facts: r.Facts, UnknownFacts: r.UnknownFacts, Version: r.Version,
 		State: string(state),
 	}
@@ -155,7 +158,8 @@ func (c *record) row() execution.Row {
 		UserMS: c.UserMS, SystemMS: c.SystemMS, MaxResidentBytes: c.MaxResidentBytes, TimeoutMS: c.TimeoutMS,
 		StdinAcceptedBytes: c.StdinAcceptedBytes, StdinOfferedBytes: c.StdinOfferedBytes,
 		StdoutSHA256: c.StdoutSHA256, StderrSHA256: c.StderrSHA256, StdoutDigestMatch: c.StdoutDigestMatch, StderrDigestMatch: c.StderrDigestMatch,
-		StdoutPipeStillHeld: c.StdoutPipeStillHeld, StderrPipeStillHeld: c.StderrPipeStillHeld, Elided: fromRanges(c.Elided), OutputErrors: c.OutputErrors,
+		StdoutPipeStillHeld: c.StdoutPipeStillHeld, StderrPipeStillHeld: c.StderrPipeStillHeld, Elided: fromRanges(c.Elided),
+		StdoutMaskedRanges: c.StdoutMaskedRanges, StderrMaskedRanges: c.StderrMaskedRanges, OutputErrors: c.OutputErrors,
 		Attempts: c.Attempts, Contradictions: c.Contradictions, Facts: c.Facts, UnknownFacts: c.UnknownFacts, Version: c.Version,
 	}
 	if c.Terminated {

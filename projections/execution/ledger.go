@@ -37,13 +37,14 @@ func (a *attempt) ledger(r *Row, limited bool) {
 		r.Elided = append(r.Elided, named(i, elided.Ranges())...)
 		match := s.digestMatch(seal, a.sealed.differs || limited)
 		all = max(all, s.judge(seal, match))
-		sum, held := &r.StdoutSHA256, &r.StdoutPipeStillHeld
+		sum, held, masked := &r.StdoutSHA256, &r.StdoutPipeStillHeld, &r.StdoutMaskedRanges
 		if i == stdout {
 			r.StdoutDigestMatch = match
 		} else {
-			sum, held, r.StderrDigestMatch = &r.StderrSHA256, &r.StderrPipeStillHeld, match
+			sum, held, masked, r.StderrDigestMatch = &r.StderrSHA256, &r.StderrPipeStillHeld, &r.StderrMaskedRanges, match
 		}
 		*sum, *held = text(hex.EncodeToString(seal.GetSha256())), ptr(seal.GetPipeStillHeld())
+		*masked = ptr(seal.GetMaskedRanges())
 	}
 	switch {
 	case a.neverPrepared():

@@ -21,6 +21,19 @@ func changed(s *executionv1.OutputSealed, change func(stdout *executionv1.Stream
 	return c
 }
 
+func TestMaskedRanges(t *testing.T) {
+	t.Parallel()
+	hello := seal(5, "hello", 0, "")
+	hello.Streams[0].MaskedRanges, hello.Streams[0].MaskedBytes = 3, 4
+	r := Fold(testID, tell(t).in(1, out(0, "hello"), hello).all)
+	if r.StdoutMaskedRanges == nil || *r.StdoutMaskedRanges != 3 || r.StderrMaskedRanges == nil || *r.StderrMaskedRanges != 0 || r.Complete == nil || !*r.Complete {
+		t.Errorf("%v %v %v", r.StdoutMaskedRanges, r.StderrMaskedRanges, r.Complete)
+	}
+	if r := Fold(testID, tell(t).in(1, out(0, "hello")).all); r.StdoutMaskedRanges != nil {
+		t.Errorf("not sealed, and yet %d ranges are masked", *r.StdoutMaskedRanges)
+	}
+}
+
 func TestComplete(t *testing.T) {
 	t.Parallel()
 	hello := seal(5, "hello", 0, "")

@@ -87,6 +87,9 @@ type Row struct {
 	StderrPipeStillHeld *bool        `json:"stderr_pipe_still_held"`
 	// Elided are the ranges left out on purpose (stream limit).
 	Elided []Range `json:"elided"`
+	// StdoutMaskedRanges is how many runs of bytes were masked because they were secrets; nil until sealed.
+	StdoutMaskedRanges *uint64 `json:"stdout_masked_ranges"`
+	StderrMaskedRanges *uint64 `json:"stderr_masked_ranges"`
 	// OutputErrors tells of streams that could not be read further.
 	OutputErrors []string `json:"output_errors"`
 	// Attempts is how many attempts were met.

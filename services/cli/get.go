@@ -95,6 +95,13 @@ func writeRow(w io.Writer, r execution.Row) error {
 	streamLine("stdout", r.StdoutBytes, r.StdoutBytesTruncated, r.StdoutLog)
 	streamLine("stderr", r.StderrBytes, r.StderrBytesTruncated, r.StderrLog)
 	line("complete", "%s", completeness(r))
+	maskedLine := func(stream string, ranges *uint64) {
+		if ranges != nil && *ranges > 0 {
+			line("masked", "%d ranges of %s, because they were secrets", *ranges, stream)
+		}
+	}
+	maskedLine("stdout", r.StdoutMaskedRanges)
+	maskedLine("stderr", r.StderrMaskedRanges)
 	for _, e := range r.Elided {
 		line("left out", "%s bytes %d to %d (output limit)", e.Stream, e.Start, e.End)
 	}

@@ -64,6 +64,25 @@ func playChild(role string) int {
 		return 0
 	case "slow-noise": // Known output on both streams, in small pieces with pauses, after reading all of stdin.
 		return playSlowNoise(argument)
+	case "secrets":
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		var n int
+		if _, err := fmt.Sscan(argument, &n); err != nil {
+			return complain(err)
+		}
+		var both sync.WaitGroup
+		for seed, f := range map[byte]*os.File{1: os.Stdout, 2: os.Stderr} {
+			both.Go(func() { _, _ = f.Write(noiseWithSecrets(seed, n)) })
+		}
+		both.Wait()
+		return 0
+	case "slow-secrets": // Noise with a secret in it again and again, in pieces that tear it apart.
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		var n int
+		if _, err := fmt.Sscan(argument, &n); err != nil {
+			return complain(err)
+		}
+		return writeSlowly(func(seed byte) []byte { return noiseWithSecrets(seed, n) })
 	case "supervisor":
 		return playSupervisor()
 	case "worker":
@@ -129,10 +148,20 @@ func playSlowNoise(argument string) int {
 		data, _ := io.ReadAll(os.Stdin)
 		input <- data
 	}()
+	writeSlowly(func(seed byte) []byte { return noise(seed, n) })
+	if !bytes.Equal(<-input, noise(byte(code), 100_000+code)) {
+		return 98
+	}
+	return code
+}
+
+// writeSlowly writes both streams in 200 pieces.
+func writeSlowly(output func(seed byte) []byte) int {
 	var both sync.WaitGroup
 	for seed, f := range map[byte]*os.File{1: os.Stdout, 2: os.Stderr} {
 		both.Go(func() {
-			for data, step := noise(seed, n), n/200; len(data) > 0; data = data[min(len(data), step):] {
+			data := output(seed)
+			for step := len(data) / 200; len(data) > 0; data = data[min(len(data), step):] {
 				if _, err := f.Write(data[:min(len(data), step)]); err != nil {
 					os.Exit(97)
 				}
@@ -141,10 +170,18 @@ func playSlowNoise(argument string) int {
 		})
 	}
 	both.Wait()
-	if !bytes.Equal(<-input, noise(byte(code), 100_000+code)) {
-		return 98
+	return 0
+}
+
+const secretValue = "correct horse battery staple"
+
+// noiseWithSecrets is noise in which a secret stands about every hundred bytes, sometimes twice in a row.
+func noiseWithSecrets(seed byte, n int) []byte {
+	data := noise(seed, n)
+	for at := int(seed); at+len(secretValue) <= n; {
+		at += copy(data[at:], secretValue) + int(data[at+len(secretValue)-1]&1)*(int(data[(at+57)%n])%150)
 	}
-	return code
+	return data
 }
 
 // playBlocked writes noise, and writes to a file how many bytes it got rid of when for the first time nothing moved
