@@ -32,10 +32,11 @@ type healthFlags struct {
 
 // runnerFlags describe a runner.
 type runnerFlags struct {
-	ID      string        `name:"runner-id" env:"VERBATIM_RUNNER_ID" placeholder:"ID" help:"The runner's id, the same over restarts. Default: the host's name."`
-	Slots   int           `default:"64" env:"VERBATIM_SLOTS" help:"How many processes run at the same time."`
-	Grace   time.Duration `default:"10s" env:"VERBATIM_GRACE" help:"Time between TERM and KILL, where a request does not say."`
-	DataDir string        `kong:"-"`
+	ID         string        `name:"runner-id" env:"VERBATIM_RUNNER_ID" placeholder:"ID" help:"The runner's id, the same over restarts. Default: the host's name."`
+	Slots      int           `default:"64" env:"VERBATIM_SLOTS" help:"How many processes run at the same time."`
+	Grace      time.Duration `default:"10s" env:"VERBATIM_GRACE" help:"Time between TERM and KILL, where a request does not say."`
+	SpoolLimit size          `default:"256MiB" env:"VERBATIM_SPOOL_LIMIT" placeholder:"SIZE" help:"How much output of one stream may lie on the disk and wait to be published; then the process has to wait."`
+	DataDir    string        `kong:"-"`
 }
 
 func (f runnerFlags) config(b wiring.Base) (runner.Config, error) {
@@ -47,7 +48,7 @@ func (f runnerFlags) config(b wiring.Base) (runner.Config, error) {
 		f.ID = host
 	}
 	c := runner.Config{
-		ID: f.ID, Host: host, Version: version(), DataDir: filepath.Join(f.DataDir, "runner-"+f.ID), Slots: f.Slots, Grace: f.Grace,
+		ID: f.ID, Host: host, Version: version(), DataDir: filepath.Join(f.DataDir, "runner-"+f.ID), Slots: f.Slots, Grace: f.Grace, SpoolBytes: uint64(f.SpoolLimit),
 		Logger: b.Logger, Registry: b.Registry,
 	}
 	return c, c.Validate()

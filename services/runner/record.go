@@ -56,6 +56,9 @@ func (a *attempt) append(e journal.Entry) {
 	for {
 		err := a.journal.Append(e)
 		if err == nil {
+			if err := a.journal.Compact(); err != nil {
+				a.log.Warn("journal stays long", "error", err)
+			}
 			return
 		}
 		full := errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)

@@ -20,6 +20,9 @@
 //	lost      what could not be kept of a stream
 //	acked     every fact up to this number is in the log
 //
+// A journal that grows large is written anew without the entries that later ones have made pointless (Compact), so its size follows
+// from what is not acknowledged, and not from how long a process runs.
+//
 // A kill in the middle of an append leaves a torn last frame. Open cuts it off: what was being written had not
 // been acted on. Entries are handed to the kernel one by one; that is enough against the death of any process. Only
 // launch and claimed are also synced to the disk, since they decide whether a process is started, and a machine that

@@ -110,8 +110,11 @@ func Checksum(data []byte) uint32 { return crc32.Checksum(data, castagnoli) }
 // Journal is an open journal. It is safe for concurrent use.
 type Journal struct {
 	mu   sync.Mutex
+	path string
 	file *os.File
 	size int64
+	// compacted is the size after the last compaction.
+	compacted int64
 }
 
 // Open opens or makes the journal, and returns what it holds. A torn tail is cut off.
@@ -120,7 +123,7 @@ func Open(path string) (*Journal, []Entry, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("open journal: %w", err)
 	}
-	j := &Journal{file: f}
+	j := &Journal{file: f, path: path}
 	entries, err := j.read()
 	if err != nil {
 		_ = f.Close()
@@ -193,6 +196,8 @@ func (j *Journal) Append(e Entry) error {
 
 // Sync puts the journal on the disk. The name of a new journal also needs SyncFolder.
 func (j *Journal) Sync() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	if err := j.file.Sync(); err != nil {
 		return fmt.Errorf("sync journal: %w", err)
 	}
@@ -200,7 +205,11 @@ func (j *Journal) Sync() error {
 }
 
 // Close closes the file.
-func (j *Journal) Close() error { return j.file.Close() }
+func (j *Journal) Close() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.file.Close()
+}
 
 // WriteFile makes a file so that after a crash it is there whole or not at all: written aside, synced, renamed, and
 // the folder synced.
