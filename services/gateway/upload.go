@@ -86,14 +86,21 @@ func (g *Gateway) upload(r *http.Request) (api.StdinUpload, error) {
 	return api.StdinUpload{Upload: id, StartOffset: start, EndOffset: end, SizeBytes: u.size, SHA256: u.digest.Sum(nil)}, nil
 }
 
-func (g *Gateway) stdinEnd(ctx context.Context, partition int) (int64, error) {
-	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
+func (g *Gateway) stdinEnd(request context.Context, partition int) (int64, error) {
+	ctx, cancel := context.WithTimeout(request, publishTimeout)
 	defer cancel()
-	ends, err := g.d.Offsets.EndOffsets(ctx, events.TopicStdin)
-	if err != nil {
-		return 0, g.unavailable(ctx, "Kafka does not answer; send it again", err)
+	for {
+		ends, err := g.d.Offsets.EndOffsets(ctx, events.TopicStdin)
+		if err == nil {
+			return ends[partition], nil
+		}
+		// A partition whose leader has just changed answers in a moment, and the body cannot always be sent again.
+		select {
+		case <-time.After(200 * time.Millisecond):
+		case <-ctx.Done():
+			return 0, g.unavailable(request, "Kafka does not answer; send it again", err)
+		}
 	}
-	return ends[partition], nil
 }
 
 // uploading is one upload under way.
@@ -150,16 +157,16 @@ func (u *uploading) add(data []byte) error {
 	return nil
 }
 
-func (u *uploading) flush(ctx context.Context) error {
+func (u *uploading) flush(request context.Context) error {
 	if len(u.waiting) == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
+	ctx, cancel := context.WithTimeout(request, publishTimeout)
 	defer cancel()
 	err := u.g.d.Publisher.PublishContext(ctx, events.TopicStdin, u.waiting...)
 	u.waiting = nil
 	if err != nil {
-		return u.g.unavailable(ctx, "Kafka did not take a part in time; send all of it again", err)
+		return u.g.unavailable(request, "Kafka did not take a part in time; send all of it again", err)
 	}
 	return nil
 }

@@ -89,8 +89,8 @@ func (r *Runner) lastBeat() {
 	h.send(context.Background(), lastHeartbeat)
 }
 
-func (h *heart) send(ctx context.Context, within time.Duration) {
-	ctx, cancel := context.WithTimeout(ctx, within)
+func (h *heart) send(life context.Context, within time.Duration) {
+	ctx, cancel := context.WithTimeout(life, within)
 	defer cancel()
 	r := h.runner
 	h.sequence++
@@ -102,6 +102,7 @@ func (h *heart) send(ctx context.Context, within time.Duration) {
 		}
 	}
 	switch {
+	case life.Err() != nil: // The last one is sent in its place.
 	case err != nil && !h.failing:
 		h.failing = true
 		r.config.Logger.WarnContext(ctx, "a heartbeat was dropped, others may take the runner for lost", "error", err)

@@ -58,9 +58,7 @@ func (f *Front) start(ctx context.Context) (err error) {
 		return err
 	}
 	known := fleet.New()
-	if f.runners, err = startHeartbeats(ctx, f.Base, f.admin, known); err != nil {
-		return err
-	}
+	f.runners = startHeartbeats(ctx, f.Base, f.admin, known)
 	var checks []gateway.Check
 	for name, check := range f.Checks.All() {
 		checks = append(checks, gateway.Check{Name: name, Check: check})

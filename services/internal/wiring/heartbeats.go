@@ -3,6 +3,7 @@ package wiring
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"verbatim.dev/events"
@@ -19,73 +20,70 @@ type heartbeats struct {
 	fleet  *fleet.Fleet
 	cancel context.CancelFunc
 	done   chan struct{}
+	// caughtUp is closed when what was there at the start is known.
+	caughtUp chan struct{}
 }
 
-// startHeartbeats returns when the runners are known of which something was heard before. The admin stays the caller's.
-func startHeartbeats(ctx context.Context, b Base, admin *kafka.Admin, f *fleet.Fleet) (*heartbeats, error) {
-	h := &heartbeats{Base: b, admin: admin, fleet: f, done: make(chan struct{})}
-	ends, err := admin.EndOffsets(ctx, events.TopicRunners)
-	if err != nil {
-		return nil, fmt.Errorf("find the end of the topic of runners: %w", err)
-	}
-	reader, err := h.open(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for reader.Offset() < ends[0] {
-		record, err := reader.Next(ctx)
-		if err != nil {
-			reader.Close()
-			return nil, fmt.Errorf("read the topic of runners: %w", err)
-		}
-		h.take(record, record.Time)
-	}
+// catchUp bounds how long a start waits for the runners of which something was heard before.
+const catchUp = 5 * time.Second
+
+// startHeartbeats returns when the runners are known of which something was heard before, or when that takes long: a gateway serves
+// without them. The admin stays the caller's.
+func startHeartbeats(ctx context.Context, b Base, admin *kafka.Admin, f *fleet.Fleet) *heartbeats {
+	h := &heartbeats{Base: b, admin: admin, fleet: f, done: make(chan struct{}), caughtUp: make(chan struct{})}
 	var reading context.Context
 	reading, h.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	go h.run(reading, reader)
-	return h, nil
-}
-
-// open returns a reader from the oldest heartbeat on that still means something. The topic has one partition (events.Topics).
-func (h *heartbeats) open(ctx context.Context) (*kafka.PartitionReader, error) {
-	starts, err := h.admin.OffsetsAt(ctx, events.TopicRunners, time.Now().Add(-fleet.ForgottenAfter))
-	if err != nil {
-		return nil, fmt.Errorf("find the newest heartbeats: %w", err)
+	go h.run(reading)
+	select {
+	case <-h.caughtUp:
+	case <-time.After(catchUp):
+	case <-ctx.Done():
 	}
-	return kafka.NewPartitionReader(h.Kafka, events.TopicRunners, 0, starts[0])
+	return h
 }
 
-func (h *heartbeats) run(ctx context.Context, reader *kafka.PartitionReader) {
+func (h *heartbeats) run(ctx context.Context) {
 	defer close(h.done)
-	// Ends with the context alone.
-	_ = retry.Until(ctx, h.Logger, "read the topic of runners", func() (err error) {
-		if reader == nil {
-			if reader, err = h.open(ctx); err != nil {
-				return err
-			}
+	caughtUp := sync.OnceFunc(func() { close(h.caughtUp) })
+	// Ends with the context alone. What it stood at may be gone after an error, so each try begins anew.
+	_ = retry.Until(ctx, h.Logger, "read the topic of runners", func() error {
+		ends, err := h.admin.EndOffsets(ctx, events.TopicRunners)
+		if err != nil {
+			return fmt.Errorf("find the end of the topic of runners: %w", err)
 		}
-		defer func() {
-			reader.Close()
-			reader = nil // What it stood at may be gone: the next one begins anew.
-		}()
+		// From the oldest heartbeat on that still means something. The topic has one partition (events.Topics).
+		starts, err := h.admin.OffsetsAt(ctx, events.TopicRunners, time.Now().Add(-fleet.ForgottenAfter))
+		if err != nil {
+			return fmt.Errorf("find the newest heartbeats: %w", err)
+		}
+		reader, err := kafka.NewPartitionReader(h.Kafka, events.TopicRunners, 0, starts[0])
+		if err != nil {
+			return err
+		}
+		defer reader.Close()
 		for {
+			old := reader.Offset() < ends[0]
+			if !old {
+				caughtUp()
+			}
 			record, err := reader.Next(ctx)
 			if err != nil {
 				return err
 			}
-			h.take(record, time.Now())
+			received := time.Now()
+			if old && record.Time.Before(received) { // Of what waits to be read the broker knows when it came.
+				received = record.Time
+			}
+			h.take(record, received)
 		}
 	})
 }
 
-// take hands a heartbeat on. What came while nobody read was sent before now, and a broker's clock may be ahead.
+// take hands a heartbeat on.
 func (h *heartbeats) take(record kafka.Record, received time.Time) {
 	e, err := codec.FromMessage(record.Message())
 	if err != nil {
 		return // The recorder dead-letters it.
-	}
-	if now := time.Now(); received.After(now) {
-		received = now
 	}
 	h.fleet.Take(e, received)
 }
