@@ -213,7 +213,25 @@ func (a *Admin) OffsetsAt(ctx context.Context, topic string, t time.Time) (map[i
 	return at, nil
 }
 
+// leaderGrace is how long a partition may have no leader, or another one than the client knows, before that is said: it is so for
+// a moment when a topic was just created and when a broker went.
+const leaderGrace = 5 * time.Second
+
 func (a *Admin) offsets(ctx context.Context, topic string, ask func(partition int) kafkago.OffsetRequest) (map[int]int64, error) {
+	began := time.Now()
+	for wait := (pause{}); ; {
+		offsets, err := a.offsetsOnce(ctx, topic, ask)
+		if err == nil || !staleMetadata(err) || errors.Is(err, ErrUnknownTopic) || time.Since(began) > leaderGrace {
+			return offsets, err
+		}
+		a.link.refresh()
+		if !wait.sleep(ctx) {
+			return nil, err
+		}
+	}
+}
+
+func (a *Admin) offsetsOnce(ctx context.Context, topic string, ask func(partition int) kafkago.OffsetRequest) (map[int]int64, error) {
 	wire := a.config.wireTopic(topic)
 	n, err := a.partitions(ctx, topic)
 	if err != nil {
