@@ -8,7 +8,7 @@ export PATH := $(TOOLS):$(PATH)
 
 .PHONY: help
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: deps
 deps: ## fetch what the embedded stack needs (libchdb, once, into a cache folder)
@@ -43,6 +43,10 @@ kill-loop: deps ## kill worker, broker, supervisor and stack hundreds of times u
 .PHONY: bench-transport
 bench-transport: ## the transport beside kafka-go alone, in one run
 	@scripts/bench-transport
+
+.PHONY: bench-projector
+bench-projector: deps ## the fold, the way from the log to the row, replay, and the views over 10 million rows
+	@scripts/bench-projector
 
 .PHONY: fuzz
 fuzz: ## fuzz every decoder for 30 s each

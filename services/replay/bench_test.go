@@ -1,0 +1,257 @@
+//go:build benchprojector
+
+package replay_test
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	chgo "github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"google.golang.org/protobuf/proto"
+
+	"verbatim.dev/events"
+	"verbatim.dev/events/codec"
+	"verbatim.dev/events/kafka"
+	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
+	"verbatim.dev/projections/clickhouse"
+	"verbatim.dev/services/embedded/clickhouse/clickhousetest"
+	embeddedkafka "verbatim.dev/services/embedded/kafka"
+	"verbatim.dev/services/internal/telemetry"
+	"verbatim.dev/services/internal/wiring"
+	"verbatim.dev/services/replay"
+)
+
+// The benchmark measures the way from the log to the row beside a consumer that only reads, replay of ten times the
+// events beside replay of them, and the views over many rows. scripts/bench-projector runs it.
+const (
+	chunksEach = 100
+	chunkBytes = 4096
+)
+
+func number(name string, otherwise int) int {
+	if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
+		return n
+	}
+	return otherwise
+}
+
+// bench is a log and a database, both embedded in this process.
+type bench struct {
+	t    *testing.T
+	base wiring.Base
+	dsn  string
+}
+
+func newBench(t *testing.T) *bench {
+	quiet := slog.New(slog.DiscardHandler)
+	broker, err := embeddedkafka.Start(t.Context(), embeddedkafka.Config{Addr: "127.0.0.1:0", DataDir: t.TempDir(), Logger: quiet})
+	must(t, err)
+	t.Cleanup(func() { must(t, broker.Stop(context.Background())) })
+	b := &bench{t: t, dsn: clickhousetest.Database(t), base: wiring.Base{
+		Kafka: kafka.Config{Brokers: []string{broker.Addr()}, Logger: quiet}, Logger: quiet, Registry: telemetry.NewRegistry(), Checks: &telemetry.Checks{},
+	}}
+	must(t, wiring.Setup(b.base, b.dsn).Start(t.Context()))
+	return b
+}
+
+// chunky is an execution that writes; the text is of words, so that it packs like a log and not like zeros.
+func chunky(t *testing.T, n int) []events.Event {
+	id := fmt.Sprintf("019366e0-%04x-7000-8000-%012x", 0x7c00+n%1000, n)
+	var es []events.Event
+	add := func(data proto.Message) {
+		e, err := events.Producer{Name: "runner", Source: "/verbatim/runner/r"}.Event(id, 1, uint64(len(es)+1), begun, data)
+		must(t, err)
+		es = append(es, e)
+	}
+	add(&executionv1.ProcessStarted{Pid: 1, Runner: "r"})
+	for i := range chunksEach {
+		var line strings.Builder
+		for line.Len() < chunkBytes {
+			fmt.Fprintf(&line, "%d worker %d said %x\n", n, i, (n*7919+i*104729+line.Len())*2654435761)
+		}
+		add(&executionv1.OutputChunk{Stream: executionv1.Stream_STREAM_STDOUT, Offset: uint64(i * chunkBytes), Data: []byte(line.String()[:chunkBytes])})
+	}
+	add(&executionv1.ProcessExited{Status: &executionv1.ProcessExited_ExitCode{}})
+	return es
+}
+
+// fill writes executions to the log and the archive and returns the number of facts.
+func (b *bench) fill(from, to int, archive bool) int {
+	p, err := kafka.NewPublisher(b.base.Kafka, kafka.PublisherOptions{})
+	must(b.t, err)
+	store, err := clickhouse.Open(b.t.Context(), b.dsn)
+	must(b.t, err)
+	defer store.Close()
+	facts := 0
+	for n := from; n < to; n++ {
+		es := chunky(b.t, n)
+		facts += len(es)
+		var msgs []*message.Message
+		var archived []clickhouse.ArchivedEvent
+		for i, e := range es {
+			m, err := codec.ToMessage(e)
+			must(b.t, err)
+			msgs = append(msgs, m)
+			archived = append(archived, clickhouse.ArchivedEvent{Event: e, Topic: events.TopicExecutions, Offset: int64(n*1000 + i), ReceivedAt: begun})
+		}
+		if archive {
+			must(b.t, store.InsertEvents(b.t.Context(), archived))
+			continue
+		}
+		must(b.t, p.Publish(events.TopicExecutions, msgs...))
+	}
+	must(b.t, p.Close())
+	return facts
+}
+
+func TestBenchLogToRow(t *testing.T) {
+	b := newBench(t)
+	facts := b.fill(0, number("VERBATIM_BENCH_EXECUTIONS", 2000), false)
+	bare := b.readOnly(facts)
+	began := time.Now()
+	service := wiring.Projector(b.base, b.dsn, 2000)
+	must(t, service.Start(t.Context()))
+	b.await(facts)
+	took := time.Since(began)
+	must(t, service.Stop(context.Background()))
+	rate := func(d time.Duration) string {
+		return fmt.Sprintf("%8.0f events/s %7.1f MB/s", float64(facts)/d.Seconds(), float64(facts)*chunkBytes/1e6/d.Seconds())
+	}
+	fmt.Printf("log to row   %s   a consumer that only reads %s   ratio %.2f   heap %d MiB\n", rate(took), rate(bare), bare.Seconds()/took.Seconds(), heap())
+}
+
+func heap() uint64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapInuse >> 20
+}
+
+// readOnly is how long it takes to get every message and acknowledge it.
+func (b *bench) readOnly(facts int) time.Duration {
+	began := time.Now()
+	s, err := kafka.NewSubscriber(b.base.Kafka, kafka.SubscriberOptions{Group: "bare", MaxInFlight: 20_000})
+	must(b.t, err)
+	defer s.Close()
+	messages, err := s.Subscribe(b.t.Context(), events.TopicExecutions)
+	must(b.t, err)
+	for range facts {
+		(<-messages).Ack()
+	}
+	return time.Since(began)
+}
+
+// await returns when every row is stored: the projector has committed everything.
+func (b *bench) await(facts int) {
+	admin, err := kafka.NewAdmin(b.base.Kafka)
+	must(b.t, err)
+	defer admin.Close()
+	for {
+		offsets, err := admin.CommittedOffsets(b.t.Context(), "projector", events.TopicExecutions)
+		must(b.t, err)
+		done := int64(0)
+		for _, n := range offsets {
+			done += n
+		}
+		if done >= int64(facts) {
+			return
+		}
+		<-time.After(20 * time.Millisecond)
+	}
+}
+
+func TestBenchReplay(t *testing.T) {
+	b := newBench(t)
+	n := number("VERBATIM_BENCH_EXECUTIONS", 2000) / 10
+	store, err := clickhouse.Open(t.Context(), b.dsn)
+	must(t, err)
+	t.Cleanup(func() { must(t, store.Close()) })
+	into, err := store.Shadow("bench")
+	must(t, err)
+	run := func() time.Duration {
+		began := time.Now()
+		_, err := replay.Run(t.Context(), replay.Config{Source: replay.Archive(store, replay.Filter{}), Store: store, Into: into, Logger: b.base.Logger})
+		must(t, err)
+		return time.Since(began)
+	}
+	small := b.fill(0, n, true)
+	run() // warms up
+	once := run()
+	onceHeap := heap()
+	large := small + b.fill(n, 10*n, true)
+	ten := run()
+	fmt.Printf("replay       %d events %.2f s (%.0f events/s, heap %d MiB)   %d events %.2f s (%.0f events/s, heap %d MiB)   ratio %.1f\n",
+		small, once.Seconds(), float64(small)/once.Seconds(), onceHeap, large, ten.Seconds(), float64(large)/ten.Seconds(), heap(), ten.Seconds()/once.Seconds())
+}
+
+func TestBenchViews(t *testing.T) {
+	b := newBench(t)
+	options, err := chgo.ParseDSN(b.dsn)
+	must(t, err)
+	db := chgo.OpenDB(options)
+	defer db.Close()
+	rows := number("VERBATIM_BENCH_ROWS", 10_000_000)
+	const days = 30
+	for day := range days { // A day is a partition; a query has a time limit.
+		_, err = db.ExecContext(t.Context(), fmt.Sprintf(`INSERT INTO executions (created_day, execution_id, status, succeeded, exit_code, error, error_source, reason, action,
+	requested_at, started_at, ended_at, duration_ms, user_ms, system_ms, runner, attempt, sealed, complete, version, max_resident_bytes, stdout)
+SELECT toDate('2026-11-01') + %d, concat('019366e0-7c00-7000-%%03d-', leftPad(toString(number), 12, '0')), if(number %% 10 = 0, 'failed', 'succeeded'), number %% 10 != 0,
+	if(number %% 10 = 0, 1, 0), if(number %% 10 = 0, concat('error number ', toString(number %% 50)), NULL), if(number %% 10 = 0, 'stderr', NULL), if(number %% 10 = 0, 'exit_code', NULL),
+	concat('action', toString(number %% 20)), toDateTime64(toDate('2026-11-01') + %d, 9, 'UTC') + number %% 86400 AS at, at, at + 5, number %% 60000, number %% 1000, number %% 100,
+	concat('runner', toString(number %% 16)), 1, true, number %% 1000 != 1, 7, 1048576, 'some output of it'
+FROM numbers(%d)`, day, day, rows/days))
+		must(t, err)
+	}
+	b.fill(0, 20, true)
+	for _, view := range []struct{ name, query string }{
+		{"current_executions", "SELECT status, count() FROM current_executions WHERE created_day = '2026-11-10' GROUP BY status"},
+		{"outcomes_by_hour", "SELECT * FROM outcomes_by_hour WHERE created_day = '2026-11-10'"},
+		{"failure_reasons", "SELECT * FROM failure_reasons WHERE created_day = '2026-11-10' ORDER BY executions DESC LIMIT 20"},
+		{"runner_utilisation", "SELECT * FROM runner_utilisation WHERE created_day = '2026-11-10'"},
+		{"incomplete_executions", "SELECT * FROM incomplete_executions WHERE created_day = '2026-11-10' LIMIT 100"},
+		{"output_lines", "SELECT * FROM output_lines WHERE execution_id = '019366e0-7c03-7000-8000-000000000003'"},
+		{"attempts", "SELECT * FROM attempts WHERE execution_id = '019366e0-7c03-7000-8000-000000000003'"},
+		{"search", "SELECT execution_id, output_offset FROM events WHERE hasAllTokens(lower(output), tokens('worker 99', 'splitByNonAlpha')) LIMIT 100"},
+	} {
+		var times []time.Duration
+		for i := range 21 {
+			began := time.Now()
+			drain(t, db, view.query)
+			if i > 0 {
+				times = append(times, time.Since(began))
+			}
+		}
+		slices.Sort(times)
+		fmt.Printf("view         %-22s p50 %4d ms  p95 %4d ms  rows read %s\n", view.name, times[len(times)/2].Milliseconds(), times[len(times)*95/100].Milliseconds(), estimate(t, db, view.query))
+	}
+	var total uint64
+	must(t, db.QueryRowContext(t.Context(), "SELECT count() FROM executions").Scan(&total))
+	fmt.Printf("view         over %d rows in %d days, %d cores\n", total, days, runtime.NumCPU())
+}
+
+func drain(t *testing.T, db *sql.DB, query string) {
+	rows, err := db.QueryContext(t.Context(), query)
+	must(t, err)
+	for rows.Next() { //nolint:revive // Only the time counts.
+	}
+	must(t, rows.Err())
+	must(t, rows.Close())
+}
+
+func estimate(t *testing.T, db *sql.DB, query string) string {
+	var database, table string
+	var parts, rows, marks uint64
+	if err := db.QueryRowContext(t.Context(), "EXPLAIN ESTIMATE "+query).Scan(&database, &table, &parts, &rows, &marks); err != nil {
+		return "not known: " + err.Error()
+	}
+	return fmt.Sprint(rows)
+}
