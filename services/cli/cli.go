@@ -44,6 +44,7 @@ type grammar struct {
 	Preparer  preparerCommand  `cmd:"" group:"Services, each by itself:" help:"Turn requests into launch specs."`
 	Runner    runnerCommand    `cmd:"" group:"Services, each by itself:" help:"Run processes and publish what they do."`
 	Worker    workerCommand    `cmd:"" name:"runner-worker" hidden:"" help:"What \"runner\" starts: the part that talks to the broker."`
+	TakesOver takesOverCommand `cmd:"" name:"runner-takes-over" hidden:"" help:"What \"runner\" asks a newer program before it becomes that."`
 	Recorder  recorderCommand  `cmd:"" group:"Services, each by itself:" help:"Archive every event."`
 	Projector projectorCommand `cmd:"" group:"Services, each by itself:" help:"Fold events into rows."`
 	Gateway   gatewayCommand   `cmd:"" group:"Services, each by itself:" help:"Serve the HTTP API."`

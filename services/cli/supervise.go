@@ -6,9 +6,13 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
+	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
 
 	"verbatim.dev/services/internal/lifecycle"
 	"verbatim.dev/services/internal/wiring"
@@ -30,10 +34,27 @@ func supervise(ctx context.Context, s *session, logger *slog.Logger, groups *cgr
 	}
 	args[at] = "runner-worker"
 	c := supervisor.Config{
-		Program: program, Worker: append([]string{os.Args[0]}, args...), Environment: without(os.Environ(), wiring.ParentVariable),
+		Program: program, Worker: append([]string{os.Args[0]}, args...),
 		Stderr: os.Stderr, StopTime: stopTime, Groups: groups, Logger: logger,
 	}
-	if text := os.Getenv(wiring.ParentVariable); text != "" {
+	// The variables are for this process alone, and say something else to the next.
+	text, state := os.Getenv(wiring.ParentVariable), os.Getenv(supervisor.StateVariable)
+	if err := errors.Join(os.Unsetenv(wiring.ParentVariable), os.Unsetenv(supervisor.StateVariable)); err != nil {
+		return err
+	}
+	c.Environment = os.Environ()
+	if state != "" {
+		fd, err := strconv.Atoi(state)
+		if err != nil || fd < 3 {
+			return fmt.Errorf("%s is no descriptor's number", state)
+		}
+		c.State = os.NewFile(uintptr(fd), "state")
+	}
+	renew := make(chan struct{}, 1)
+	stopListening := onRenewal(renew)
+	defer stopListening()
+	c.Renew, c.Accepts = renew, func(ctx context.Context, version int) error { return acceptsState(ctx, program, version) }
+	if text != "" {
 		conn, err := inherited(text)
 		if err != nil {
 			return err
@@ -48,6 +69,13 @@ func supervise(ctx context.Context, s *session, logger *slog.Logger, groups *cgr
 		}()
 		c.Orphaned = orphaned
 		c.Ready = func() { _ = conn.Send(protocol.Message{Kind: protocol.Ready}) }
+		c.Keep = func() ([]string, []*os.File, error) {
+			f, err := conn.File()
+			if err != nil {
+				return nil, nil, err
+			}
+			return []string{wiring.ParentVariable}, []*os.File{f}, nil
+		}
 	}
 	err = supervisor.Run(ctx, c)
 	var failed *supervisor.WorkerError
@@ -55,6 +83,54 @@ func supervise(ctx context.Context, s *session, logger *slog.Logger, groups *cgr
 		return exitCode(failed.Code) // It has said why.
 	}
 	return err
+}
+
+// onRenewal passes on each USR2, which asks the supervisor to execute itself anew.
+func onRenewal(to chan<- struct{}) (stop func()) {
+	signals, done := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(signals, syscall.SIGUSR2)
+	go func() {
+		for {
+			select {
+			case <-signals:
+				select {
+				case to <- struct{}{}:
+				default: // One is asked for already.
+				}
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(signals)
+		close(done)
+	}
+}
+
+// acceptsState asks a program whether it can take over from this one.
+func acceptsState(ctx context.Context, program string, version int) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	c := exec.CommandContext(ctx, program)
+	c.Args = []string{os.Args[0], "runner-takes-over", strconv.Itoa(version)}
+	if out, err := c.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s says %q: %w", program, strings.TrimSpace(string(out)), err)
+	}
+	return nil
+}
+
+// takesOverCommand is how a supervisor asks a newer program, before it becomes that.
+type takesOverCommand struct {
+	Version int `arg:""`
+}
+
+// Run is called by kong.
+func (c *takesOverCommand) Run() error {
+	if c.Version != supervisor.StateVersion {
+		return fmt.Errorf("a state of version %d is not known, only %d", c.Version, supervisor.StateVersion)
+	}
+	return nil
 }
 
 // inherited takes over a socket by its number.

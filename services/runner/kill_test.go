@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -386,6 +387,18 @@ func playSupervisor() int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	renew, signals := make(chan struct{}), make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGUSR2)
+	go func() {
+		for range signals {
+			renew <- struct{}{}
+		}
+	}()
+	var handedOn *os.File
+	if fd, err := strconv.Atoi(os.Getenv(supervisor.StateVariable)); err == nil {
+		handedOn = os.NewFile(uintptr(fd), "state")
+		_ = os.Unsetenv(supervisor.StateVariable)
+	}
 	var environment []string
 	for _, v := range os.Environ() {
 		if !strings.HasPrefix(v, childVariable+"=") {
@@ -395,6 +408,7 @@ func playSupervisor() int {
 	err = supervisor.Run(ctx, supervisor.Config{
 		Program: self, Worker: []string{"worker"}, Environment: append(environment, childVariable+"=worker:"+data),
 		Stderr: os.Stderr, StopTime: 20 * time.Second, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		Renew: renew, State: handedOn,
 	})
 	if err != nil {
 		return complain(err)

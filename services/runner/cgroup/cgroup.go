@@ -321,10 +321,11 @@ func parentOf(pid int) int {
 	return n
 }
 
-// Adopt makes a group that was found one of the root's, which removes it.
-func (r *Root) Adopt(g *Group) *Group {
+// Adopt makes a group that was found one of the root's, which removes it. killed says that it was killed before.
+func (r *Root) Adopt(g *Group, killed bool) *Group {
 	if g != nil {
 		g.root = r
+		g.killed.Store(killed)
 	}
 	return g
 }

@@ -149,6 +149,9 @@ func (g *Group) Kill() error {
 	return errors.New("control group does not get empty")
 }
 
+// Killed reports whether the group was killed.
+func (g *Group) Killed() bool { return g != nil && g.killed.Load() }
+
 // Remove removes the group. Where somebody still lives in it, it is tried again from time to time.
 func (g *Group) Remove() {
 	if g == nil {

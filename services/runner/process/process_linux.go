@@ -72,22 +72,27 @@ func fork(path string, s Spec, files [3]*os.File) (int, exitHandle, error) {
 	return pid, exitHandle{os.NewFile(uintptr(pidfd), "pidfd")}, nil
 }
 
-// onThread forks in a thread of its own that cannot gain privileges: no_new_privs belongs to a thread, is inherited by what it
-// forks, and cannot be taken back (prctl(2), PR_SET_NO_NEW_PRIVS). The thread ends with the goroutine, since it stays locked.
+// onThread forks in a thread of its own, with no signal blocked. A confined one cannot gain privileges: no_new_privs belongs to a thread,
+// is inherited by what it forks, and cannot be taken back (prctl(2), PR_SET_NO_NEW_PRIVS). The thread ends with the goroutine, since it
+// stays locked.
 func onThread(confined bool, fork func()) {
-	if !confined {
-		fork()
-		return
-	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread()
-		// It cannot fail since Linux 3.5; Go needs 3.2, where there is nothing that could be set.
-		_ = unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+		lockUnblocked()
+		if confined {
+			// It cannot fail since Linux 3.5; Go needs 3.2, where there is nothing that could be set.
+			_ = unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+		}
 		fork()
 	}()
 	<-done
+}
+
+func lockUnblocked() {
+	runtime.LockOSThread()
+	var none unix.Sigset_t
+	_ = unix.PthreadSigmask(unix.SIG_SETMASK, &none, nil) // It only fails for an operation that does not exist.
 }
 
 // Wait returns how the process ended. It does not reap: Release does. Any error means that the status

@@ -171,6 +171,9 @@ func New(f *os.File) (*Conn, error) {
 	return &Conn{socket: u}, nil
 }
 
+// File returns another descriptor of this end, to hand on.
+func (c *Conn) File() (*os.File, error) { return c.socket.File() }
+
 // Close closes this end.
 func (c *Conn) Close() error { return c.socket.Close() }
 

@@ -65,6 +65,7 @@ type held struct {
 	document *os.File // nil when the process reads from the null device, or has been given everything.
 	exit     *protocol.Exit
 	group    *cgroup.Group
+	folder   string
 }
 
 // NewHost returns a host without processes.
@@ -196,7 +197,7 @@ func (h *Host) fork(m protocol.Message) (*held, protocol.Record) {
 		}
 		return nil, protocol.Record{Failure: f}
 	}
-	e := &held{process: p, group: group, record: protocol.Record{
+	e := &held{process: p, group: group, folder: m.Folder, record: protocol.Record{
 		PID: p.PID, StartedAt: p.StartedAt, Boot: process.BootID(), Ticks: process.StartTicks(p.PID), Groups: group.Folders(),
 	}}
 	if len(m.Files) > 0 {

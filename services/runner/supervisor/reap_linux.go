@@ -22,6 +22,7 @@ func (r *run) reap() (stop func()) {
 	signal.Notify(signals, unix.SIGCHLD)
 	go func() {
 		defer close(over)
+		r.host.reapOrphans() // Those whose signal came before this was listening.
 		for {
 			select {
 			case <-signals:

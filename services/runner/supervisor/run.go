@@ -7,10 +7,12 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"syscall"
 	"time"
 
 	"verbatim.dev/services/runner/cgroup"
+	"verbatim.dev/services/runner/process"
 	"verbatim.dev/services/runner/protocol"
 )
 
@@ -30,6 +32,14 @@ type Config struct {
 	// Orphaned, if not nil, is closed when whoever started the supervisor is gone, and most likely the broker with it: what runs
 	// is ended, and nobody waits for its facts to be published. They are, when the runner starts again.
 	Orphaned <-chan struct{}
+	// Renew, if not nil, asks for the program to be executed anew, as a newer version of itself (renew_linux.go): Program, with this
+	// process's own arguments. Accepts, if not nil, asks that program whether it can take over a state of a version.
+	Renew   <-chan struct{}
+	Accepts func(ctx context.Context, version int) error
+	// Keep, if not nil, gives more descriptors to keep then, and for each the variable that says its number.
+	Keep func() (variables []string, files []*os.File, err error)
+	// State, if not nil, is what a former self has handed on.
+	State *os.File
 	// Groups, if not nil, is where attempts get their control groups.
 	Groups *cgroup.Root
 	Logger *slog.Logger
@@ -58,7 +68,14 @@ type run struct {
 // Run supervises until the context ends; then it lets the worker stop, and ends what is left.
 func Run(ctx context.Context, c Config) error {
 	r := &run{Config: c, host: NewHost(c.Logger)}
-	c.Groups.Sweep(func(string) bool { return false })
+	r.host.groups = c.Groups
+	if c.State != nil {
+		if err := r.host.restore(c.State); err != nil {
+			return err
+		}
+		r.ready = true // Some worker was.
+	}
+	c.Groups.Sweep(r.host.groupIsHeld)
 	r.host.UseGroups(c.Groups)
 	stopReaping := r.reap()
 	defer stopReaping()
@@ -68,6 +85,10 @@ func Run(ctx context.Context, c Config) error {
 		became, err := r.worker(ctx)
 		if became {
 			pause, r.ready = firstPause, true
+		}
+		if errors.Is(err, errRenewed) {
+			c.Logger.ErrorContext(ctx, "supervisor goes on as it is", "error", r.renew(ctx))
+			continue
 		}
 		var failed *WorkerError
 		switch {
@@ -86,6 +107,23 @@ func Run(ctx context.Context, c Config) error {
 		}
 		pause = min(2*pause, lastPause)
 	}
+}
+
+// errRenewed says that the worker was killed to execute the program anew.
+var errRenewed = errors.New("the program is to be executed anew")
+
+// groupIsHeld reports whether a control group is that of a process that is held.
+func (h *Host) groupIsHeld(name string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, p := range h.held {
+		for _, folder := range p.record.Groups {
+			if filepath.Base(folder) == name {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func (h *Host) count() int {
@@ -108,7 +146,7 @@ func (r *run) worker(ctx context.Context) (ready bool, err error) {
 	// A signal to the supervisor's group is the supervisor's affair.
 	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	r.host.forking.RLock()
-	err = command.Start()
+	process.Unblocked(func() { err = command.Start() })
 	if err == nil {
 		r.host.setWorkerPID(command.Process.Pid)
 	}
@@ -147,7 +185,7 @@ func (r *run) worker(ctx context.Context) (ready bool, err error) {
 
 // follow waits for a worker's end, and brings it about when it is time.
 func (r *run) follow(ctx context.Context, p *os.Process, ended <-chan error) error {
-	stop, orphaned := ctx.Done(), r.Orphaned
+	stop, orphaned, renew, renewed := ctx.Done(), r.Orphaned, r.Renew, false
 	var late <-chan time.Time
 	var idle <-chan struct{}
 	stopping := false
@@ -160,6 +198,9 @@ func (r *run) follow(ctx context.Context, p *os.Process, ended <-chan error) err
 	for {
 		select {
 		case err := <-ended:
+			if renewed && !stopping {
+				return errRenewed
+			}
 			if stopping && (err == nil || r.host.count() == 0) {
 				return nil
 			}
@@ -171,6 +212,11 @@ func (r *run) follow(ctx context.Context, p *os.Process, ended <-chan error) err
 			orphaned = nil
 			begin()
 			idle = r.host.Idle()
+		case <-renew:
+			if !stopping {
+				renewed = true
+				_ = p.Kill() // It may have ended.
+			}
 		case <-idle: // Everything is in the spool.
 			idle = nil
 			_ = p.Kill()

@@ -1,0 +1,4 @@
+package process
+
+// Unblocked calls start.
+func Unblocked(start func()) { start() }
