@@ -82,6 +82,11 @@ func (s *session) serve(ctx context.Context, k kafkaFlags, h healthFlags, build 
 			return err
 		}
 		logger.InfoContext(ctx, "answering for health", "address", health.Addr())
+		if told, ok := service.(interface{ ServesHealth(address string) error }); ok {
+			if err := told.ServesHealth(health.Addr()); err != nil {
+				return errors.Join(err, stopAll(group))
+			}
+		}
 	}
 	failed := group.Wait(ctx)
 	return errors.Join(failed, stopAll(group))

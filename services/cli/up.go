@@ -11,6 +11,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"verbatim.dev/events/kafka"
 	"verbatim.dev/services/embedded/clickhouse"
 	embeddedkafka "verbatim.dev/services/embedded/kafka"
@@ -151,7 +153,8 @@ func (c *upCommand) start(ctx context.Context, group *lifecycle.Group, logger *s
 		return used, err
 	}
 	c.runnerFlags.DataDir = c.Data
-	if _, err := c.runnerFlags.config(base); err != nil {
+	runnerConfig, err := c.runnerFlags.config(base)
+	if err != nil {
 		return used, errors.Join(usageError{err}, stopAll(group))
 	}
 	for _, service := range []struct {
@@ -169,7 +172,11 @@ func (c *upCommand) start(ctx context.Context, group *lifecycle.Group, logger *s
 			}
 		}
 	}
-	front := wiring.Gateway(base, gateway.Config{Addr: c.HTTP, Token: c.Token}, dsn)
+	config := gateway.Config{Addr: c.HTTP, Token: c.Token}
+	if slices.Contains(c.Services, "runner") {
+		config.Processes = []prometheus.Gatherer{telemetry.Remote{Process: "runner", AddressFile: filepath.Join(runnerConfig.DataDir, wiring.HealthFile)}}
+	}
+	front := wiring.Gateway(base, config, dsn)
 	if err := add("gateway", front); err != nil {
 		return used, err
 	}

@@ -39,6 +39,8 @@ type Config struct {
 	Logger    *slog.Logger
 	// Registry gets the gateway's metrics and is what /metrics shows.
 	Registry *prometheus.Registry
+	// Processes are others whose metrics /metrics shows too.
+	Processes []prometheus.Gatherer
 }
 
 // Validate reports everything that is wrong, joined.

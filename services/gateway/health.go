@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"verbatim.dev/events"
@@ -25,7 +26,7 @@ func (g *Gateway) registerPlain() {
 		fmt.Fprintln(w, "ok")
 	})
 	g.routes.HandleFunc("GET /readyz", g.ready)
-	g.routes.Handle("GET /metrics", promhttp.HandlerFor(g.c.Registry, promhttp.HandlerOpts{}))
+	g.routes.Handle("GET /metrics", promhttp.HandlerFor(append(prometheus.Gatherers{g.c.Registry}, g.c.Processes...), promhttp.HandlerOpts{}))
 }
 
 func (g *Gateway) ready(w http.ResponseWriter, r *http.Request) {

@@ -223,12 +223,20 @@ func (a *attempt) live(life context.Context) bool {
 	return true
 }
 
-// liveWithout finishes an attempt whose supervisor is no more: what is in the spool is all there is.
+// liveWithout finishes an attempt whose supervisor is no more: what is in the spool, and in the pipes when it ended in the middle of the
+// start, is all there is.
 func (a *attempt) liveWithout(life context.Context, gone *supervisor.GoneError) bool {
+	if gone.Stdout != nil {
+		a.spool.Attach(gone.Stdout, gone.Stderr)
+	}
+	drained, said := a.move(life)
 	if gone.Record != nil && !a.past.names["ProcessStarted"] {
 		a.processStarted(*gone.Record)
 	}
 	a.endOrphan(life, gone)
+	if gone.Stdout != nil {
+		a.endHalfStarted(life, gone, drained)
+	}
 	if !a.past.names["ProcessExited"] && !a.past.names["WaitFailed"] {
 		err := error(gone)
 		if gone.Record == nil {
@@ -245,13 +253,32 @@ func (a *attempt) liveWithout(life context.Context, gone *supervisor.GoneError) 
 			a.fact(exit.EndedAt, exited(exit))
 		}
 	}
-	_, said := a.move(life)
 	a.removeDirectory(life)
 	if !<-said {
 		return false
 	}
 	a.seal()
 	return true
+}
+
+// endHalfStarted reads the pipes of a process that may only be about to be there: its supervisor ended around fork(2). Whoever shows up
+// is ended, and the pipes are read for as long as those of any process that has ended.
+func (a *attempt) endHalfStarted(life context.Context, gone *supervisor.GoneError, drained <-chan struct{}) {
+	defer func() { a.spool.Stop(time.Now()) }()
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	for over := time.After(a.runner.config.DrainTime); ; {
+		select {
+		case <-drained:
+			return
+		case <-look.C:
+			a.endOrphan(life, gone)
+		case <-over:
+			return
+		case <-life.Done():
+			return
+		}
+	}
 }
 
 func (a *attempt) processStarted(r protocol.Record) {

@@ -204,7 +204,7 @@ func (l *loop) execute(ctx context.Context, s *started) error {
 	l.mu.Lock()
 	l.started = append(l.started, s)
 	l.mu.Unlock()
-	err = poll(ctx, func() error {
+	err = pollEvery(ctx, 300*time.Millisecond, func() error {
 		row, err := l.client().Get(ctx, s.id)
 		if err == nil && !row.Sealed {
 			err = fmt.Errorf("execution %d (%s) is not sealed: %s", s.seed, s.id, row.Status)

@@ -171,13 +171,17 @@ type errFinal struct{ error }
 
 // poll tries until it works or patience ends.
 func poll(ctx context.Context, try func() error) error {
+	return pollEvery(ctx, 50*time.Millisecond, try)
+}
+
+func pollEvery(ctx context.Context, every time.Duration, try func() error) error {
 	deadline := time.Now().Add(patience)
 	for {
 		err := try()
 		if err == nil || errors.As(err, &errFinal{}) || time.Now().After(deadline) {
 			return err
 		}
-		if err := pause(ctx, 50*time.Millisecond); err != nil {
+		if err := pause(ctx, every); err != nil {
 			return err
 		}
 	}

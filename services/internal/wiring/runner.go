@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"syscall"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 // worker is a runner whose processes a supervisor holds.
 type worker struct {
 	*node
+	data       string
 	supervisor *supervisor.Client
 	failed     chan error
 }
@@ -30,7 +32,7 @@ type worker struct {
 // Worker returns the runner as a supervisor's worker.
 func Worker(b Base, c runner.Config, s *supervisor.Client) lifecycle.Service {
 	c.Supervisor = s
-	return &worker{node: runnerNode(b, c), supervisor: s, failed: make(chan error, 2)}
+	return &worker{node: runnerNode(b, c), data: c.DataDir, supervisor: s, failed: make(chan error, 2)}
 }
 
 // Start implements lifecycle.Service.
@@ -47,6 +49,17 @@ func (w *worker) Start(ctx context.Context) error {
 		}
 	}()
 	return w.supervisor.Ready()
+}
+
+// HealthFile is where a worker writes down, in its data folder, on which host:port it answers for its health.
+const HealthFile = "health"
+
+// ServesHealth is told where the worker answers for its health.
+func (w *worker) ServesHealth(address string) error {
+	if err := journal.WriteFile(filepath.Join(w.data, HealthFile), []byte(address+"\n")); err != nil {
+		return fmt.Errorf("write down the health address: %w", err)
+	}
+	return nil
 }
 
 // Failed implements lifecycle.Failing.

@@ -21,6 +21,8 @@ type Spec struct {
 	Directory string
 	// Stdin asks for a pipe on standard input. Without it the process reads from the null device.
 	Stdin bool
+	// Pipes, if not nil, are those to use, opened with the same Stdin. When Start fails they stay the caller's.
+	Pipes *Pipes
 	// Limits are those that the kernel keeps for each process (rlimits, umask, user, group, privileges); the others are cgroup's.
 	// nil: the runner's own, but without new privileges.
 	Limits *executionv1.Limits
@@ -75,15 +77,18 @@ func Start(s Spec) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	var ends pipes
-	if err := ends.open(s.Stdin); err != nil {
-		ends.closeAll()
-		return nil, resources("open the process's pipes", err)
+	ends := s.Pipes
+	if ends == nil {
+		if ends, err = OpenPipes(s.Stdin); err != nil {
+			return nil, err
+		}
 	}
 	started := time.Now()
 	pid, handle, forkErr := fork(path, s, ends.child)
 	if forkErr != nil {
-		ends.closeAll()
+		if s.Pipes == nil {
+			ends.Close()
+		}
 		var start *StartError
 		if errors.As(forkErr, &start) {
 			return nil, start
@@ -139,13 +144,26 @@ func (p *Process) lost() {
 	p.mu.Unlock()
 }
 
-// pipes holds both sides of the three streams while a process is being started.
-type pipes struct {
+// Pipes holds both sides of the three streams while a process is being started.
+type Pipes struct {
 	stdin, stdout, stderr *os.File
 	child                 [3]*os.File
 }
 
-func (p *pipes) open(stdin bool) (err error) {
+// OpenPipes opens them before the start, for who wants to have the read ends in safety first. An error is a *StartError.
+func OpenPipes(stdin bool) (*Pipes, error) {
+	p := &Pipes{}
+	if err := p.open(stdin); err != nil {
+		p.Close()
+		return nil, resources("open the process's pipes", err)
+	}
+	return p, nil
+}
+
+// Output returns the read ends of standard output and standard error, which stay the owner's.
+func (p *Pipes) Output() (stdout, stderr *os.File) { return p.stdout, p.stderr }
+
+func (p *Pipes) open(stdin bool) (err error) {
 	if stdin {
 		if p.child[0], p.stdin, err = os.Pipe(); err != nil {
 			return err
@@ -160,7 +178,7 @@ func (p *pipes) open(stdin bool) (err error) {
 	return err
 }
 
-func (p *pipes) closeChild() {
+func (p *Pipes) closeChild() {
 	for _, f := range p.child {
 		if f != nil {
 			_ = f.Close()
@@ -168,7 +186,11 @@ func (p *pipes) closeChild() {
 	}
 }
 
-func (p *pipes) closeAll() {
+// Close closes all of them; nil ones are none.
+func (p *Pipes) Close() {
+	if p == nil {
+		return
+	}
 	p.closeChild()
 	for _, f := range []*os.File{p.stdin, p.stdout, p.stderr} {
 		if f != nil {

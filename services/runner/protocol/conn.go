@@ -5,7 +5,8 @@
 // descriptors: the kernel delivers them with the first byte (unix(7)), so with the length.
 //
 //	worker                               supervisor
-//	Start{attempt, folder, command} ──►  starts it, once for ever          ──► Started + stdin, document, stdout, stderr
+//	Start{attempt, folder, command} ──►  opens its pipes                   ──► Piped{attempt} + stdout, stderr
+//	                                     starts it, once for ever          ──► Started + stdout, stderr, stdin, document
 //	                                     it runs here already              ──► the same, again
 //	                                     it was started by one that ended  ──► Gone
 //	Signal{attempt, signal}         ──►  signals the group                 ──► ok or error
@@ -41,6 +42,7 @@ type Kind string
 // The kinds.
 const (
 	Start     Kind = "start"
+	Piped     Kind = "piped" // Said by itself, before the process is there.
 	Started   Kind = "started"
 	Gone      Kind = "gone"
 	Signal    Kind = "signal"

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 	"syscall"
 
@@ -28,11 +29,12 @@ type Client struct {
 	last    uint64
 	answers map[uint64]chan protocol.Message
 	exits   map[string]chan protocol.Exit
+	piped   map[string][]*os.File // Of processes that are being started.
 }
 
 // NewClient takes over a connection and reads it until the supervisor ends or Close is called.
 func NewClient(c *protocol.Conn) *Client {
-	s := &Client{conn: c, gone: make(chan struct{}), answers: make(map[uint64]chan protocol.Message), exits: make(map[string]chan protocol.Exit)}
+	s := &Client{conn: c, gone: make(chan struct{}), answers: make(map[uint64]chan protocol.Message), exits: make(map[string]chan protocol.Exit), piped: make(map[string][]*os.File)}
 	go s.receive()
 	return s
 }
@@ -54,21 +56,30 @@ func (c *Client) receive() {
 		if err != nil {
 			return
 		}
-		c.mu.Lock()
-		if m.Kind == protocol.Exited {
-			if wait := c.exits[m.Attempt]; wait != nil && m.Exit != nil {
-				select {
-				case wait <- *m.Exit:
-				default: // Told twice.
-				}
+		c.take(m)
+	}
+}
+
+func (c *Client) take(m protocol.Message) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	wait, answer := c.exits[m.Attempt], c.answers[m.Number]
+	switch {
+	case m.Kind == protocol.Exited:
+		if wait != nil && m.Exit != nil {
+			select {
+			case wait <- *m.Exit:
+			default: // Told twice.
 			}
-		} else if answer := c.answers[m.Number]; answer != nil {
-			delete(c.answers, m.Number)
-			answer <- m
-		} else {
-			protocol.CloseAll(m.Files)
 		}
-		c.mu.Unlock()
+	case m.Kind == protocol.Piped && wait != nil && len(m.Files) == 2:
+		protocol.CloseAll(c.piped[m.Attempt])
+		c.piped[m.Attempt] = m.Files
+	case answer != nil:
+		delete(c.answers, m.Number)
+		answer <- m
+	default:
+		protocol.CloseAll(m.Files)
 	}
 }
 
@@ -129,6 +140,22 @@ func (c *Client) Start(attempt, folder string, command protocol.Command, documen
 		m.Files = []*os.File{document}
 	}
 	answer, err := c.ask(m)
+	c.mu.Lock()
+	piped := c.piped[attempt]
+	delete(c.piped, attempt)
+	c.mu.Unlock()
+	if err != nil && piped != nil {
+		c.forget(attempt)
+		gone := &GoneError{Stdout: piped[0], Stderr: piped[1]}
+		_ = ReadRecord(filepath.Join(folder, protocol.RecordFile), &gone.Record)
+		_ = ReadRecord(filepath.Join(folder, protocol.ExitFile), &gone.Exit)
+		if gone.Record != nil && gone.Record.Failure != nil {
+			protocol.CloseAll(piped)
+			return nil, failed(gone.Record.Failure)
+		}
+		return nil, gone
+	}
+	protocol.CloseAll(piped) // The answer brings them again, or there is no process.
 	if err != nil {
 		c.forget(attempt)
 		return nil, err
@@ -145,13 +172,16 @@ func (c *Client) Start(attempt, folder string, command protocol.Command, documen
 	c.forget(attempt)
 	switch {
 	case answer.Record != nil && answer.Record.Failure != nil:
-		f := answer.Record.Failure
-		return nil, &process.StartError{Reason: f.Reason, Errno: f.Errno, Message: f.Message}
+		return nil, failed(answer.Record.Failure)
 	case answer.Kind == protocol.Gone:
 		return nil, &GoneError{Record: answer.Record, Exit: answer.Exit}
 	default:
 		return nil, fmt.Errorf("start attempt %s: %w", attempt, errors.Join(errors.New(answer.Error), asError(answer.Errno)))
 	}
+}
+
+func failed(f *protocol.Failure) error {
+	return &process.StartError{Reason: f.Reason, Errno: f.Errno, Message: f.Message}
 }
 
 func asError(errno syscall.Errno) error {
@@ -171,6 +201,9 @@ func (c *Client) forget(attempt string) {
 type GoneError struct {
 	Record *protocol.Record // nil: it ended in the middle of the start.
 	Exit   *protocol.Exit   // nil: it ended before the process.
+	// Stdout and Stderr are the pipes of a process that the supervisor was starting when it ended; nil else. They are
+	// the caller's to close.
+	Stdout, Stderr *os.File
 }
 
 func (e *GoneError) Error() string { return ErrEnded.Error() }

@@ -161,7 +161,7 @@ func (h *Host) start(m protocol.Message) (protocol.Message, func()) {
 		protocol.CloseAll(m.Files)
 		return protocol.Message{Kind: protocol.Done, Error: fmt.Sprintf("reserve the start: %v", err), Errno: errnoOf(err)}, func() {}
 	}
-	p, record := h.fork(m)
+	p, record := h.fork(m, h.pipe(m))
 	// Without a sync: when the machine dies, so does the process, and what this says is of no use any more.
 	if data, err := json.Marshal(record); err != nil || os.WriteFile(filepath.Join(m.Folder, protocol.RecordFile), data, 0o600) != nil {
 		h.logger.Error("start record cannot be written", "attempt", m.Attempt)
@@ -183,13 +183,32 @@ func reserve(folder string) error {
 	return errors.Join(f.Close(), journal.SyncFolder(folder))
 }
 
+// pipe opens the process's pipes and hands out the read ends before there is a process: from its first byte on somebody can read
+// it, whoever is killed. No pipes: fork says why.
+func (h *Host) pipe(m protocol.Message) *process.Pipes {
+	pipes, err := process.OpenPipes(len(m.Files) > 0)
+	if err != nil {
+		return nil
+	}
+	h.mu.Lock()
+	c := h.worker
+	h.mu.Unlock()
+	if c != nil {
+		stdout, stderr := pipes.Output()
+		// An error means that the worker is gone; the next one finds the process.
+		_ = c.Send(protocol.Message{Kind: protocol.Piped, Attempt: m.Attempt, Files: []*os.File{stdout, stderr}})
+	}
+	return pipes
+}
+
 // fork starts the process and enters it.
-func (h *Host) fork(m protocol.Message) (*held, protocol.Record) {
+func (h *Host) fork(m protocol.Message, pipes *process.Pipes) (*held, protocol.Record) {
 	h.forking.RLock()
 	defer h.forking.RUnlock()
-	p, group, err := h.begin(m)
+	p, group, err := h.begin(m, pipes)
 	if err != nil {
 		protocol.CloseAll(m.Files)
+		pipes.Close()
 		f := &protocol.Failure{Message: err.Error()}
 		var start *process.StartError
 		if errors.As(err, &start) {
@@ -212,9 +231,9 @@ func (h *Host) fork(m protocol.Message) (*held, protocol.Record) {
 
 // begin makes the attempt's control group and starts the process in it. A group that nothing was to be limited by is left out where it
 // cannot be had.
-func (h *Host) begin(m protocol.Message) (*process.Process, *cgroup.Group, error) {
+func (h *Host) begin(m protocol.Message, pipes *process.Pipes) (*process.Process, *cgroup.Group, error) {
 	spec := process.Spec{
-		Argv: m.Command.Argv, Environment: m.Command.Environment, Directory: m.Command.Directory, Stdin: len(m.Files) > 0,
+		Argv: m.Command.Argv, Environment: m.Command.Environment, Directory: m.Command.Directory, Stdin: len(m.Files) > 0, Pipes: pipes,
 	}
 	if len(m.Command.Limits) > 0 {
 		spec.Limits = &executionv1.Limits{}
