@@ -214,8 +214,8 @@ func (a *Admin) OffsetsAt(ctx context.Context, topic string, t time.Time) (map[i
 }
 
 // leaderGrace is how long a partition may have no leader, or another one than the client knows, before that is said: it is so for
-// a moment when a topic was just created and when a broker went.
-const leaderGrace = 5 * time.Second
+// a moment when a topic was just created and when a broker went, and for many seconds on a busy machine. Contexts are often shorter.
+const leaderGrace = 30 * time.Second
 
 func (a *Admin) offsets(ctx context.Context, topic string, ask func(partition int) kafkago.OffsetRequest) (map[int]int64, error) {
 	began := time.Now()
