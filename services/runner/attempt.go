@@ -336,13 +336,20 @@ func (a *attempt) read(life context.Context, stream executionv1.Stream) bool {
 		a.log.Warn("output stays in the pipe", "stream", events.StreamName(stream), "error", readErr)
 		return false
 	}
-	a.log.Error("output cannot be read", "stream", events.StreamName(stream), "offset", failed.Offset, "error", failed.Cause)
-	if failed.Waiting > 0 {
-		a.loseUncaptured(stream, failed.Offset, failed.Offset+failed.Waiting)
-		s.beyond = failed.Waiting
-	}
+	a.log.Error("output cannot be kept", "stream", events.StreamName(stream), "offset", failed.Offset, "error", failed.Cause)
 	if !s.unread {
 		a.fact(time.Now(), &executionv1.OutputReadFailed{Stream: stream, Offset: failed.Offset, Cause: oneLine(failed.Cause.Error())})
+	}
+	before := s.beyond
+	count := func(n uint64) {
+		s.beyond = before + n
+		a.append(journal.Entry{Ended: &journal.Ended{Stream: stream, Captured: failed.Offset, Held: s.held, Broken: true, Beyond: s.beyond}})
+	}
+	count(0)
+	n, held := a.spool.Discard(stream, count)
+	s.held = held
+	if count(n); s.beyond > 0 {
+		a.loseUncaptured(stream, failed.Offset, failed.Offset+s.beyond)
 	}
 	return true
 }

@@ -231,7 +231,9 @@ func (f *flow) publish(life context.Context, captured time.Time, at uint64, data
 	if at+uint64(len(data)) > f.head && f.past.mark.End == nil {
 		// Where the tail begins follows from where the stream ends, which must not change any more.
 		end, _ := f.a.spool.Ended(f.id)
-		f.a.append(journal.Entry{Ended: &journal.Ended{Stream: f.id, Captured: end.Captured, Held: end.Held}})
+		if !end.Broken { // Else it was written down before.
+			f.a.append(journal.Entry{Ended: &journal.Ended{Stream: f.id, Captured: end.Captured, Held: end.Held}})
+		}
 		f.past.mark.End = &end
 	}
 	return f.a.facts.AddWhenRoom(life, captured, &executionv1.OutputChunk{

@@ -48,7 +48,7 @@ type streamPast struct {
 	// unread says that an OutputReadFailed was recorded.
 	unread bool
 	lost   []*executionv1.ByteRange
-	// held: another process has the pipe. beyond: bytes that are known to exist behind the last captured one.
+	// held: another process has the pipe. beyond: bytes behind the last captured one that were thrown away.
 	held   bool
 	beyond uint64
 }
@@ -100,7 +100,8 @@ func (p *past) add(e journal.Entry) error {
 		return p.of(e.Elided.Stream).addElided(*e.Elided)
 	case e.Ended != nil:
 		s := p.of(e.Ended.Stream)
-		s.mark.End, s.held = &spool.End{Captured: e.Ended.Captured, Held: e.Ended.Held}, e.Ended.Held
+		s.mark.End = &spool.End{Captured: e.Ended.Captured, Held: e.Ended.Held, Broken: e.Ended.Broken}
+		s.held, s.beyond = e.Ended.Held, e.Ended.Beyond
 	case e.Lost != nil:
 		s := p.of(e.Lost.Stream)
 		s.lose(e.Lost.Start, e.Lost.End)

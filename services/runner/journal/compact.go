@@ -16,8 +16,8 @@ const compactBytes = 4 << 20
 
 // Compact writes the journal anew without what later entries have made pointless, when it has grown enough for that to be worth
 // while. What is kept says the same as what was there: every entry that is no chunk, elided or acked one; of the chunks those
-// that are not acknowledged, and for each stream the last one and the last acknowledged one; the last elided entry of each range; the last
-// acked one.
+// that are not acknowledged, and for each stream the last one and the last acknowledged one; the last elided entry of each range, the last
+// ended one of each stream, the last acked one.
 //
 // The new file takes the old one's place by rename, after it was synced, so a kill leaves one or the other. After an error the old one
 // goes on being used.
@@ -112,6 +112,7 @@ type keeper struct {
 	pending     []chunkAt
 	ackedChunks map[executionv1.Stream]int
 	elided      map[rangeOf]int
+	ended       map[executionv1.Stream]int
 }
 
 type chunkAt struct {
@@ -128,6 +129,7 @@ type rangeOf struct {
 func (k *keeper) see(e Entry) {
 	if k.n++; k.n == 1 {
 		k.chunks, k.ackedChunks, k.elided = map[executionv1.Stream]int{}, map[executionv1.Stream]int{}, map[rangeOf]int{}
+		k.ended = map[executionv1.Stream]int{}
 	}
 	switch {
 	case e.Acked > 0:
@@ -146,6 +148,8 @@ func (k *keeper) see(e Entry) {
 		k.pending = append(k.pending, chunkAt{k.n, e.Chunk.Sequence, e.Chunk.Stream})
 	case e.Elided != nil:
 		k.elided[rangeOf{e.Elided.Stream, e.Elided.Start}] = k.n
+	case e.Ended != nil:
+		k.ended[e.Ended.Stream] = k.n
 	}
 }
 
@@ -157,6 +161,8 @@ func (k *keeper) keeps(e Entry, n int) bool {
 		return e.Chunk.Sequence > k.acked || n == k.chunks[e.Chunk.Stream] || n == k.ackedChunks[e.Chunk.Stream]
 	case e.Elided != nil:
 		return n == k.elided[rangeOf{e.Elided.Stream, e.Elided.Start}]
+	case e.Ended != nil:
+		return n == k.ended[e.Ended.Stream]
 	}
 	return true
 }

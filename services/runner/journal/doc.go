@@ -16,7 +16,8 @@
 //	          the stream's SHA-256 after them. In the file before it is published
 //	elided    what was counted of a stream behind its head and is not published, and the state of the SHA-256 of everything
 //	          after it. In the file before the bytes are cut out of the spool
-//	ended     where a longer stream ends. In the file before the first chunk of its tail, whose place follows from it
+//	ended     where a longer stream ends. In the file before the first chunk of its tail, whose place follows from it. Also of
+//	          one that cannot be kept any further, before anything of it is thrown away
 //	lost      what could not be kept of a stream
 //	acked     every fact up to this number is in the log
 //

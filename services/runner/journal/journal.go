@@ -82,11 +82,14 @@ type Elided struct {
 	Masked Masked `json:"masked,omitzero"`
 }
 
-// Ended says that a stream ends here, and that its tail is being published.
+// Ended says that a stream ends here, for good. A later one of the same stream replaces it.
 type Ended struct {
 	Stream   executionv1.Stream `json:"stream"`
 	Captured uint64             `json:"captured"`
 	Held     bool               `json:"held,omitempty"`
+	// Broken: it ends here because it could not be kept. Beyond is how many bytes were thrown away since, to about a MiB.
+	Broken bool   `json:"broken,omitempty"`
+	Beyond uint64 `json:"beyond,omitempty"`
 }
 
 // Lost says that a stream's bytes [Start, End) could not be kept.

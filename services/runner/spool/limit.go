@@ -49,6 +49,8 @@ type End struct {
 	Captured uint64
 	// Held: another process has the pipe.
 	Held bool
+	// Broken: the stream could not be read or written further. What comes can only be counted (Discard).
+	Broken bool
 }
 
 func (l *Limit) ends(m Mark, preroll uint64) ends {

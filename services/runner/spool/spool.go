@@ -172,9 +172,9 @@ func (s *Spool) Close() {
 // ReadError says that a stream could not be read further.
 type ReadError struct {
 	Stream executionv1.Stream
-	// Offset of the first byte that is not known, and how many the kernel held there.
-	Offset, Waiting uint64
-	Cause           error
+	// Offset of the first byte that is not known.
+	Offset uint64
+	Cause  error
 }
 
 func (e *ReadError) Error() string {
@@ -191,12 +191,20 @@ func (s *Spool) Attach(stdout, stderr *os.File) {
 
 // Read moves a stream to its end (nil), until it was told to stop and the pipe was empty once (ErrHeld), until the context
 // ends while there is no room (its cause), or until an error (*ReadError). It is called once for each stream, at the same
-// time, and closes the pipe.
+// time, and closes the pipe but after a *ReadError, when Discard comes next.
 func (s *Spool) Read(ctx context.Context, id executionv1.Stream) error {
 	st := s.stream(id)
+	final, end := true, End{Broken: true} // Should it panic.
+	defer func() {
+		s.finish(st, final, end)
+		if st.pipe != nil && !end.Broken {
+			_ = st.pipe.file.Close()
+		}
+	}()
 	err := s.read(ctx, st)
 	var failed *ReadError
-	s.finish(st, err == nil || errors.Is(err, ErrHeld) || errors.As(err, &failed), errors.Is(err, ErrHeld))
+	end = End{Held: errors.Is(err, ErrHeld), Broken: errors.As(err, &failed)}
+	final = err == nil || end.Held || end.Broken
 	return err
 }
 
@@ -204,11 +212,13 @@ func (s *Spool) read(ctx context.Context, st *stream) error {
 	if st.pipe == nil {
 		return nil
 	}
-	defer st.pipe.file.Close()
-	if st.final {
+	err := st.pipe.open()
+	switch {
+	case st.final && st.end.Broken:
+		return &ReadError{Stream: st.id, Offset: st.captured, Cause: errors.New("it could not be kept before")}
+	case st.final:
 		return nil
 	}
-	err := st.pipe.open()
 	for err == nil {
 		if err = s.waitForRoom(ctx, st); err != nil {
 			return err
@@ -236,7 +246,7 @@ func (s *Spool) read(ctx context.Context, st *stream) error {
 	if errors.Is(err, ErrHeld) {
 		return ErrHeld
 	}
-	return &ReadError{Stream: st.id, Offset: s.Captured(st.id), Waiting: uint64(max(st.pipe.waiting(), 0)), Cause: err}
+	return &ReadError{Stream: st.id, Offset: s.Captured(st.id), Cause: err}
 }
 
 // sweep takes what the pipe holds at this moment and no more, so that a process which never stops writing cannot
@@ -330,12 +340,13 @@ func (s *Spool) flushAt(st *stream) time.Time {
 }
 
 // finish ends a stream. final says that there will be no more of it, also not for the next worker.
-func (s *Spool) finish(st *stream, final, held bool) {
+func (s *Spool) finish(st *stream, final bool, end End) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.cut(st)
 	if final && !st.final {
-		st.end, st.final = End{Captured: st.captured, Held: held}, true
+		end.Captured = st.captured
+		st.end, st.final = end, true
 	}
 	s.open--
 	s.wake()
