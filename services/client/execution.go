@@ -48,26 +48,6 @@ func (c *Client) SubmitAs(ctx context.Context, id string, r api.SubmitRequest) (
 	}, backoff.WithMaxElapsedTime(submitPatience))
 }
 
-// Upload sends bytes for a standard input that are too many for a request, at most events.MaxStdinBytes, and returns what SubmitRequest
-// takes in their place. They are never in memory as a whole. When the connection breaks it begins anew if r is an io.Seeker.
-func (c *Client) Upload(ctx context.Context, r io.Reader) (api.StdinUpload, error) {
-	seeker, again := r.(io.Seeker)
-	return backoff.Retry(ctx, func() (api.StdinUpload, error) {
-		var out api.StdinUpload
-		if again {
-			if _, err := seeker.Seek(0, io.SeekStart); err != nil {
-				again = false // A pipe that calls itself a file.
-			}
-		}
-		// A reader that is no Closer stays the caller's.
-		_, err := c.call(ctx, request{method: http.MethodPost, path: "/v1/stdin", stream: io.MultiReader(r)}, &out)
-		if err != nil && (!again || !passing(err)) {
-			return out, backoff.Permanent(err)
-		}
-		return out, err
-	}, backoff.WithMaxElapsedTime(submitPatience))
-}
-
 // passing tells whether the same request may get a better answer later.
 func passing(err error) bool {
 	var a *APIError
