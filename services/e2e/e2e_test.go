@@ -30,7 +30,7 @@ func run(t *testing.T, more func(*testscript.Env), p testscript.Params) {
 	common := &shared{}
 	t.Cleanup(func() { common.stop(t) })
 	p.Setup = func(e *testscript.Env) error {
-		for _, name := range []string{"VERBATIM_LIBCHDB", "VERBATIM_CACHE", "XDG_CACHE_HOME", "VERBATIM_E2E_LINE"} {
+		for _, name := range []string{"VERBATIM_LIBCHDB", "VERBATIM_CACHE", "XDG_CACHE_HOME", "VERBATIM_E2E_LINE", "VERBATIM_E2E_OUTPUT"} {
 			e.Setenv(name, os.Getenv(name))
 		}
 		home, err := os.UserHomeDir()
@@ -41,6 +41,7 @@ func run(t *testing.T, more func(*testscript.Env), p testscript.Params) {
 			// Scenarios have a home folder of their own; the library lies in the user's cache.
 			e.Setenv("XDG_CACHE_HOME", home+"/.cache")
 		}
+		e.Setenv("WORKER_MEMORY", workerMemory)
 		e.Setenv("VERBATIM_DATA", e.WorkDir+"/data")
 		e.Values[stackKey{}] = &stack{}
 		e.Values[sharedKey{}] = common
