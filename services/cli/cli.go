@@ -55,6 +55,8 @@ type grammar struct {
 	Replay replayCommand `cmd:"" group:"Looking back:" help:"Rebuild rows from the events, and compare them with the live ones."`
 	Export exportCommand `cmd:"" group:"Looking back:" help:"Write events to a file that replay reads."`
 
+	Cordon     cordonCommand     `cmd:"" group:"Operations:" help:"Let a runner take no more executions."`
+	Uncordon   uncordonCommand   `cmd:"" group:"Operations:" help:"Let a runner take executions again."`
 	Deadletter deadletterCommand `cmd:"" group:"Operations:" help:"Look after records that could not be handled."`
 
 	Version versionCommand `cmd:"" help:"Print the version."`

@@ -188,3 +188,14 @@ func (c *Client) Ready(ctx context.Context) (api.Health, error) {
 }
 
 func executionPath(id string) string { return "/v1/executions/" + url.PathEscape(id) }
+
+// Cordon lets a runner take no more attempts, or take them again.
+func (c *Client) Cordon(ctx context.Context, runner string, on bool, r api.CordonRequest) (api.CordonResponse, error) {
+	verb := "/uncordon"
+	if on {
+		verb = "/cordon"
+	}
+	var out api.CordonResponse
+	_, err := c.call(ctx, request{method: http.MethodPost, path: "/v1/runners/" + url.PathEscape(runner) + verb, body: r}, &out)
+	return out, err
+}

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"net/http"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -28,6 +29,12 @@ func (g *Gateway) register(api huma.API) {
 	cancel := write("cancel", "/v1/executions/{id}/cancel", "Ask to stop an execution")
 	cancel.DefaultStatus = http.StatusAccepted
 	huma.Register(api, cancel, g.cancel)
+	for verb, handle := range map[string]func(context.Context, *cordonInput) (*cordonOutput, error){"cordon": g.cordon, "uncordon": g.uncordon} {
+		summary := map[string]string{"cordon": "Let a runner take no more attempts", "uncordon": "Let a runner take attempts again"}[verb]
+		op := write(verb, "/v1/runners/{id}/"+verb, summary)
+		op.DefaultStatus = http.StatusAccepted
+		huma.Register(api, op, handle)
+	}
 	query := write("query", "/v1/query", "Run one reading statement")
 	query.Responses = streamed("*/*")
 	huma.Register(api, query, g.query)

@@ -59,6 +59,9 @@ type Runner struct {
 	key      *age.X25519Identity // For secrets.
 	cordoned atomic.Bool         // Somebody said that it takes no new attempts.
 
+	cordonMu      sync.Mutex
+	cordonChanged chan struct{} // Closed and replaced with each change.
+
 	// stopped: no new ones. shutdown: end them. hurry: kill them. life ends: nothing is published any more.
 	stopped, shutdown, hurry             chan struct{}
 	closeStopped, closeShutdown, goHurry func()
@@ -104,7 +107,11 @@ func New(c Config, p Publisher, claim Claim) (*Runner, error) {
 		return nil, err
 	}
 	var err error
-	if r.key, err = openKey(c.DataDir); err == nil {
+	r.cordonChanged = make(chan struct{})
+	if err = r.loadCordon(); err == nil {
+		r.key, err = openKey(c.DataDir)
+	}
+	if err == nil {
 		r.metrics, err = newMetrics(c.Registry)
 	}
 	if err != nil {
@@ -123,7 +130,7 @@ func signal() (chan struct{}, func()) {
 
 // Handle takes a message of events.TopicWork: it waits for a free slot, claims the attempt and starts it in the background.
 // nil means that the message is done with. An error that failure.IsPermanent knows means that it never can be; any
-// other (ErrStopping, ErrWaiting, the claim's, the message's context's) that nothing was started.
+// other (ErrStopping, ErrCordoned, ErrWaiting, the claim's, the message's context's) that nothing was started.
 func (r *Runner) Handle(m *message.Message) error {
 	work, err := codec.FromMessage(m)
 	if err != nil {
@@ -165,6 +172,9 @@ func (r *Runner) admit(work events.Event, spec *executionv1.Prepared) (*attempt,
 	if r.stopping {
 		return nil, ErrStopping
 	}
+	if r.cordoned.Load() {
+		return nil, ErrCordoned
+	}
 	if _, known := r.known.get(a.key, time.Now()); known {
 		a.log.Info("attempt is known already, this delivery is ignored")
 		return nil, nil
@@ -185,10 +195,16 @@ func (r *Runner) own(a *attempt, m *message.Message) error {
 	select {
 	case <-a.cancelled:
 	default:
+		cordoned, changed := r.Cordoned()
+		if cordoned {
+			return ErrCordoned
+		}
 		select {
 		case r.slots <- struct{}{}:
 			a.hasSlot = true
 		case <-a.cancelled:
+		case <-changed:
+			return ErrCordoned
 		case <-r.stopped:
 			return ErrStopping
 		case <-m.Context().Done():

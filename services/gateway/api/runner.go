@@ -44,3 +44,17 @@ type RunningAttempt struct {
 type RunnersResponse struct {
 	Runners []Runner `json:"runners"`
 }
+
+// CordonRequest says who asks a runner to take no more attempts, or to take them again, and why.
+type CordonRequest struct {
+	Reason      string `json:"reason,omitempty"`
+	RequestedBy string `json:"requested_by,omitempty"`
+}
+
+// CordonResponse says that the wish is in the log. The runner's next heartbeat says that it follows.
+type CordonResponse struct {
+	Runner   string `json:"runner"`
+	Cordoned bool   `json:"cordoned"`
+	// EventID is the id of the CordonRequested event.
+	EventID string `json:"event_id"`
+}

@@ -17,13 +17,14 @@ import (
 type control struct {
 	Base
 	runner *runner.Runner
+	id     string // The runner's.
 	cancel context.CancelFunc
 	done   chan struct{}
 }
 
 // startControl returns when the cancels that were there are known to the runner; so no execution is started that
 // was cancelled before.
-func startControl(ctx context.Context, b Base, r *runner.Runner) (*control, error) {
+func startControl(ctx context.Context, b Base, r *runner.Runner, id string) (*control, error) {
 	admin, err := kafka.NewAdmin(b.Kafka)
 	if err != nil {
 		return nil, err
@@ -42,7 +43,7 @@ func startControl(ctx context.Context, b Base, r *runner.Runner) (*control, erro
 	if err != nil {
 		return nil, err
 	}
-	c := &control{Base: b, runner: r, done: make(chan struct{})}
+	c := &control{Base: b, runner: r, id: id, done: make(chan struct{})}
 	for reader.Offset() < ends[0] {
 		record, err := reader.Next(ctx)
 		if err != nil {
@@ -76,8 +77,16 @@ func (c *control) take(record kafka.Record) {
 	if err != nil {
 		return
 	}
-	if asked, ok := e.Data.(*executionv1.CancelRequested); ok {
+	switch asked := e.Data.(type) {
+	case *executionv1.CancelRequested:
 		c.runner.Cancel(e.Subject, asked.GetRequestedBy(), asked.GetReason())
+	case *executionv1.CordonRequested:
+		if e.Subject != c.id {
+			return
+		}
+		if err := c.runner.Cordon(asked.GetCordoned(), asked.GetRequestedBy(), asked.GetReason()); err != nil {
+			c.Logger.Error("runner cannot be cordoned or uncordoned", "error", err)
+		}
 	}
 }
 

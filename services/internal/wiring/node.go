@@ -45,7 +45,7 @@ type node struct {
 	close func() error
 
 	publisher   *kafka.Publisher
-	subscribers []*kafka.Subscriber
+	subscribers []message.Subscriber
 	router      *message.Router
 	failed      chan error
 	done        chan struct{}
@@ -59,7 +59,9 @@ type consumer struct {
 	fetchBytes int
 	// signature is stored beside the offsets committed.
 	signature string
-	handle    message.NoPublishHandlerFunc
+	// paused, if not nil, says when the topic is to be left to others, see intake.
+	paused func() (bool, <-chan struct{})
+	handle message.NoPublishHandlerFunc
 }
 
 // Topics are the topics as the transport takes them.
@@ -106,12 +108,7 @@ func (n *node) start(ctx context.Context) error {
 		return err
 	}
 	for _, c := range consumers {
-		s, err := kafka.NewSubscriber(n.Kafka, kafka.SubscriberOptions{
-			Group: n.name, MaxInFlight: c.inFlight, FetchBytes: c.fetchBytes, CommitMetadata: c.signature,
-			OnAlarm: func(topic string, partition int, err error) {
-				n.Logger.ErrorContext(ctx, "partition stands still", "topic", topic, "partition", partition, "error", err)
-			},
-		})
+		s, err := n.subscriber(ctx, c)
 		if err != nil {
 			return err
 		}
@@ -134,6 +131,21 @@ func (n *node) start(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+func (n *node) subscriber(ctx context.Context, c consumer) (message.Subscriber, error) {
+	open := func() (*kafka.Subscriber, error) {
+		return kafka.NewSubscriber(n.Kafka, kafka.SubscriberOptions{
+			Group: n.name, MaxInFlight: c.inFlight, FetchBytes: c.fetchBytes, CommitMetadata: c.signature,
+			OnAlarm: func(topic string, partition int, err error) {
+				n.Logger.ErrorContext(ctx, "partition stands still", "topic", topic, "partition", partition, "error", err)
+			},
+		})
+	}
+	if c.paused != nil {
+		return newIntake(n.Logger, open, c.paused), nil
+	}
+	return open()
 }
 
 func (n *node) ready(context.Context) error {

@@ -120,7 +120,7 @@ func runnerNode(b Base, c runner.Config) *node {
 		if err != nil {
 			return nil, err
 		}
-		control, err := startControl(ctx, b, r)
+		control, err := startControl(ctx, b, r, c.ID)
 		if err != nil {
 			return nil, err
 		}
@@ -133,7 +133,7 @@ func runnerNode(b Base, c runner.Config) *node {
 			err := r.Stop(ctx)
 			return errors.Join(err, control.stop())
 		}
-		return []consumer{{topic: events.TopicWork, inFlight: 1, fetchBytes: sinkFetchBytes, signature: c.ID, handle: r.Handle}}, nil
+		return []consumer{{topic: events.TopicWork, inFlight: 1, fetchBytes: sinkFetchBytes, signature: c.ID, paused: r.Cordoned, handle: r.Handle}}, nil
 	}
 	return n
 }
