@@ -178,6 +178,12 @@ func (f *flow) lose(life context.Context, c spool.Chunk, cause error) error {
 	f.a.lose(c.Stream, c.Offset, end)
 	f.a.fact(time.Now(), &executionv1.OutputReadFailed{Stream: c.Stream, Offset: c.Offset, Cause: oneLine(cause.Error())})
 	f.done = end
+	// The process must not wait for room that will never be given back.
+	if c.Elide {
+		f.a.spool.Drop(f.id, end)
+	} else {
+		f.a.remember(journal.Chunk{Sequence: f.a.facts.Last(), Stream: f.id, Offset: c.Offset, Length: c.Length})
+	}
 	return nil
 }
 
