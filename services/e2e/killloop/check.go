@@ -188,10 +188,13 @@ func (v *verdict) end(started bool) {
 func (l *loop) report(killing, took time.Duration, f findings) {
 	fmt.Fprintf(l.out, "mode %s: %d executions of 2 x %d bytes, up to %d at a time, in %s (%s with the checks)\n",
 		l.mode, len(l.started), l.bytes, l.running, killing.Round(time.Second), took.Round(time.Second))
-	for _, what := range []string{"worker", "broker", "supervisor", "up"} {
+	for _, what := range []string{"worker", "broker", "supervisor", "up", "recorder", "projector"} {
 		if n := l.killed[what]; n > 0 {
 			fmt.Fprintf(l.out, "  %-10s killed %d times\n", what, n)
 		}
+	}
+	if l.restarts > 0 {
+		fmt.Fprintf(l.out, "  ClickHouse stopped and started %d times\n", l.restarts)
 	}
 	fmt.Fprintf(l.out, "  rows: %d with all output and the known exit code, %d ended with their runner, %d whose status could not be had\n", f.whole, f.ended, f.waitFailed)
 	fmt.Fprintf(l.out, "  output read back and compared: %d bytes; broken promises: %d\n", f.bytes, len(f.broken))

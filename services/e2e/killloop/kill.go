@@ -21,6 +21,11 @@ func (l *loop) kill(ctx context.Context) error {
 			err = l.killSupervisor(ctx)
 		case l.mode == "up":
 			err = l.killUp(ctx)
+		case l.mode == "sinks" && time.Since(lastBroker) > l.brokerEvery:
+			err = l.restartDatabase(ctx)
+			lastBroker = time.Now()
+		case l.mode == "sinks":
+			err = l.killSink(ctx)
 		case l.mode == "broker" && time.Since(lastBroker) > l.brokerEvery:
 			err = l.broker.restart(ctx)
 			lastBroker = time.Now()
@@ -41,6 +46,8 @@ func (l *loop) enough() bool {
 	switch l.mode {
 	case "broker":
 		return l.killed["worker"] >= l.kills && l.killed["broker"] > 0
+	case "sinks":
+		return l.killed["recorder"]+l.killed["projector"] >= l.kills && l.restarts > 0
 	default:
 		return l.killed[l.mode] >= l.kills
 	}

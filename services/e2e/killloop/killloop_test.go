@@ -24,12 +24,13 @@ func TestKill(t *testing.T) {
 		{mode: "broker", executions: 8, kills: 6, running: 6, brokerEvery: 4 * time.Second},
 		{mode: "supervisor", executions: 6, kills: 3, running: 4},
 		{mode: "up", executions: 6, kills: 2, running: 4},
+		{mode: "sinks", executions: 20, kills: 8, running: 8, brokerEvery: 5 * time.Second},
 	} {
 		t.Run(p.mode, func(t *testing.T) {
 			p.bytes, p.lasting, p.shortest, p.longest, p.dir = 200_000, 3*time.Second, 20*time.Millisecond, 4*time.Second, t.TempDir()
 			if err := p.run(t.Context(), t.Output()); err != nil {
 				t.Error(err)
-				for _, name := range []string{"up", "runner"} {
+				for _, name := range []string{"up", "runner", "recorder", "projector"} {
 					log, _ := os.ReadFile(p.dir + "/" + name + ".log")
 					t.Logf("%s.log:\n%s", name, log[max(0, len(log)-10_000):])
 				}

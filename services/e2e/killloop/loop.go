@@ -25,7 +25,13 @@ type loop struct {
 	out    io.Writer
 	broker *broker
 	up     *program
-	runner *program // In mode supervisor, where the runner is no part of up.
+	runner *program // In the modes supervisor and sinks, where the runner is no part of up.
+	sinks  map[string]*program
+	// database is where ClickHouse is, in mode sinks; restarts is how often it was stopped and started.
+	database string
+	restarts int
+
+	upArgs []string
 
 	mu      sync.Mutex
 	api     *client.Client
@@ -63,6 +69,9 @@ func (p plan) run(ctx context.Context, out io.Writer) error {
 	if err == nil {
 		found, err = l.check(ctx)
 	}
+	if err == nil && l.mode == "sinks" {
+		found.broken = append(found.broken, l.replay(ctx)...)
+	}
 	err = errors.Join(err, l.close(err != nil))
 	if left := l.leftBehind(); len(left) > 0 && err == nil {
 		found.broken = append(found.broken, "processes are left behind: "+strings.Join(left, ", "))
@@ -89,17 +98,32 @@ func (l *loop) open(ctx context.Context) (err error) {
 		// A prefix of its own, so that a broker can be used for many loops.
 		args = []string{"--kafka-broker", l.broker.addr, "--topic-prefix", l.prefix()}
 	}
-	if l.mode == "supervisor" {
+	switch l.mode {
+	case "supervisor":
 		args = append(args, "--services", "preparer,recorder,projector")
+	case "sinks":
+		if l.database, err = freeAddress(ctx); err != nil {
+			return err
+		}
+		args = append(args, "--services", "preparer", "--clickhouse", l.database)
 	}
+	l.upArgs = args
 	if err = l.startUp(ctx, args...); err != nil {
 		return err
 	}
-	if l.mode == "supervisor" {
+	if l.mode == "sinks" {
+		if err := l.startSinks(); err != nil {
+			return err
+		}
+	}
+	if l.runs() {
 		return l.startRunner()
 	}
 	return nil
 }
+
+// runs says whether the runner is no part of up.
+func (l *loop) runs() bool { return l.mode == "supervisor" || l.mode == "sinks" }
 
 func (l *loop) startUp(ctx context.Context, args ...string) error {
 	s, server, err := l.plan.up(ctx, args...)
@@ -123,7 +147,7 @@ func (l *loop) startRunner() (err error) {
 // close stops what was started, cleanly if nothing is wrong so far.
 func (l *loop) close(broken bool) error {
 	var errs []error
-	for _, s := range []*program{l.runner, l.up} {
+	for _, s := range []*program{l.runner, l.sinks["recorder"], l.sinks["projector"], l.up} {
 		switch {
 		case s == nil:
 		case broken:

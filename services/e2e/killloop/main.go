@@ -5,9 +5,10 @@
 //	broker      the worker, and from time to time the broker, which is then started again
 //	supervisor  the runner's supervisor, with the worker left alone; a new runner is started
 //	up          the whole "verbatim up", with the broker and ClickHouse in it; it is started again on the same data
+//	sinks       recorder and projector, each by itself; ClickHouse is stopped and started from time to time
 //
-// In the first two modes nothing of it may be seen in the rows: each is complete, with the known digests and the known
-// exit code, and each execution was started once. In the last two the processes end with their runner; then every byte
+// In the first two modes and in the last nothing of it may be seen in the rows: each is complete, with the known digests and the known
+// exit code, and each execution was started once. In supervisor and up the processes end with their runner; then every byte
 // that a process had written is there, and the row says either how it ended or that this could not be had.
 //
 // A process counts in a file what write(2) took of each stream. So what must be there is known also for a process
@@ -26,6 +27,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -69,7 +71,7 @@ type plan struct {
 	lasting time.Duration
 	// shortest and longest bound the time between two kills, which is drawn so that every order of magnitude comes as often.
 	shortest, longest time.Duration
-	// brokerEvery is how often the broker is killed in mode broker.
+	// brokerEvery is how often the broker is killed in mode broker, and ClickHouse restarted in mode sinks.
 	brokerEvery time.Duration
 	// verbatim is the program; empty: this one.
 	verbatim string
@@ -81,8 +83,8 @@ type plan struct {
 
 func (p plan) validate() error {
 	switch {
-	case p.mode != "worker" && p.mode != "broker" && p.mode != "supervisor" && p.mode != "up":
-		return fmt.Errorf("mode is %q, it must be worker, broker, supervisor or up", p.mode)
+	case !slices.Contains([]string{"worker", "broker", "supervisor", "up", "sinks"}, p.mode):
+		return fmt.Errorf("mode is %q, it must be worker, broker, supervisor, up or sinks", p.mode)
 	case p.executions < 1 || p.kills < 1 || p.running < 1 || p.bytes < 1:
 		return errors.New("executions, kills, running and bytes must be positive")
 	case p.shortest <= 0 || p.longest < p.shortest:
@@ -97,7 +99,7 @@ func (p plan) validate() error {
 
 func start(ctx context.Context, out io.Writer) (err error) {
 	var p plan
-	flag.StringVar(&p.mode, "mode", "worker", "what is killed: worker, broker, supervisor or up")
+	flag.StringVar(&p.mode, "mode", "worker", "what is killed: worker, broker, supervisor, up or sinks")
 	flag.IntVar(&p.executions, "executions", 200, "executions, at least")
 	flag.IntVar(&p.kills, "kills", 200, "kills, at least")
 	flag.IntVar(&p.running, "running", 24, "executions at a time")
@@ -105,7 +107,7 @@ func start(ctx context.Context, out io.Writer) (err error) {
 	flag.DurationVar(&p.lasting, "lasting", 6*time.Second, "about how long each takes")
 	flag.DurationVar(&p.shortest, "shortest", 20*time.Millisecond, "least time from the start of a worker to its kill")
 	flag.DurationVar(&p.longest, "longest", 6*time.Second, "greatest time")
-	flag.DurationVar(&p.brokerEvery, "broker-every", 15*time.Second, "how often the broker is killed, in mode broker")
+	flag.DurationVar(&p.brokerEvery, "broker-every", 15*time.Second, "how often the broker is killed, in mode broker, or ClickHouse restarted, in mode sinks")
 	flag.StringVar(&p.verbatim, "verbatim", "", "the program to test; default: the one built into this command")
 	flag.StringVar(&p.broker, "broker", "", "address of a broker to use instead of an embedded one")
 	flag.StringVar(&p.brokerRestart, "broker-restart", "", "command that kills that broker and starts it again")
