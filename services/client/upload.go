@@ -52,7 +52,7 @@ func (c *Client) uploadOnce(ctx context.Context, r io.Reader, settle bool) (out 
 		return api.StdinUpload{}, err
 	}
 	if out.SizeBytes != body.size || !bytes.Equal(out.SHA256, body.digest.Sum(nil)) {
-		return api.StdinUpload{}, errors.New("the server got other bytes than were sent")
+		return api.StdinUpload{}, backoff.Permanent(errors.New("the server got other bytes than were sent"))
 	}
 	return out, nil
 }

@@ -27,6 +27,7 @@ import (
 	"verbatim.dev/events/codec"
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
 	"verbatim.dev/services/internal/failure"
+	"verbatim.dev/services/internal/secret"
 )
 
 // Publisher writes messages to a topic. It returns nil only when every message is kept, and the same
@@ -149,6 +150,9 @@ func prepare(r *executionv1.ExecutionRequested, requestedAt time.Time) (*executi
 	}
 	if err := events.ValidateOutputLimit(r.GetOutputLimit()); err != nil {
 		return fail(invalid, "%v", err)
+	}
+	if err := secret.CheckFiles(r.GetSecrets()); err != nil {
+		return fail(invalid, "%s", strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
 	switch given := r.GetStdinUpload() != nil; {
 	case given && len(r.GetStdin()) > 0:

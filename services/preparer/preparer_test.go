@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"verbatim.dev/events"
@@ -143,6 +144,13 @@ func TestWhatCannotBePreparedIsAFact(t *testing.T) {
 		`"A=B"`: with(func(r *executionv1.ExecutionRequested) {
 			r.GetCommand().Environment = map[string]string{"A=B": "c", "X=Y": "d"}
 		}),
+		"both stdin and an upload": with(func(r *executionv1.ExecutionRequested) {
+			r.Stdin, r.StdinUpload = []byte("x"), &executionv1.StdinUpload{}
+		}),
+		"both secrets and stdin": with(func(r *executionv1.ExecutionRequested) {
+			r.Secrets, r.StdinUpload = map[string][]byte{"A": []byte("age-encryption.org/v1\n")}, &executionv1.StdinUpload{}
+		}),
+		"secret A is no age file": with(func(r *executionv1.ExecutionRequested) { r.Secrets = map[string][]byte{"A": []byte("in clear")} }),
 	} {
 		var l log
 		if err := handle(t, &l, request(t, r)); err != nil {
@@ -174,6 +182,28 @@ func TestWhatIsNoRequestIsPermanent(t *testing.T) {
 		var l log
 		if err := handle(t, &l, m); !failure.IsPermanent(err) || len(l.messages) != 0 {
 			t.Errorf("%v, %d messages", err, len(l.messages))
+		}
+	}
+}
+
+func TestSecretsAndUploadsAreHandedOnAsTheyAre(t *testing.T) {
+	t.Parallel()
+	for _, r := range []*executionv1.ExecutionRequested{
+		{Secrets: map[string][]byte{"A": []byte("age-encryption.org/v1\nfile")}},
+		{StdinUpload: &executionv1.StdinUpload{Upload: eventstest.ExecutionID, StartOffset: 1, EndOffset: 2, SizeBytes: 3, Sha256: []byte("digest")}},
+	} {
+		r.What = command("true").GetWhat()
+		var l log
+		if err := handle(t, &l, request(t, r)); err != nil {
+			t.Fatal(err)
+		}
+		e, err := codec.FromMessage(l.messages[2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := e.Data.(*executionv1.Prepared)
+		if string(p.GetSecrets()["A"]) != string(r.GetSecrets()["A"]) || !proto.Equal(p.GetStdinUpload(), r.GetStdinUpload()) {
+			t.Errorf("launch spec %v", p)
 		}
 	}
 }

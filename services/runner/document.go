@@ -18,6 +18,9 @@ import (
 // ErrUploadGone is what Config.Upload returns when parts are no more in the log.
 var ErrUploadGone = errors.New("parts of it are no more in the log")
 
+// fetchesAtOnce bounds how many uploads are fetched at one time: each holds some MiB of what the broker sends.
+const fetchesAtOnce = 2
+
 // errLeft says that the runner has to be gone before the process could be started; the next start goes on.
 var errLeft = errors.New("runner ended before the start")
 
@@ -82,7 +85,7 @@ func (a *attempt) uploaded(life context.Context) (_ *os.File, err error) {
 		}
 	}()
 	digest, size := sha256.New(), uint64(0)
-	err = a.runner.config.Upload(ctx, u, func(offset uint64, data []byte) error {
+	err = a.fetch(ctx, u, func(offset uint64, data []byte) error {
 		// Parts come in order; one that comes again says nothing new.
 		if end := offset + uint64(len(data)); end <= size {
 			return nil
@@ -113,6 +116,17 @@ func (a *attempt) uploaded(life context.Context) (_ *os.File, err error) {
 	}
 	_, err = f.Seek(0, io.SeekStart)
 	return f, err
+}
+
+// fetch waits for its turn.
+func (a *attempt) fetch(ctx context.Context, u *executionv1.StdinUpload, take func(uint64, []byte) error) error {
+	select {
+	case a.runner.fetches <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-a.runner.fetches }()
+	return a.runner.config.Upload(ctx, u, take)
 }
 
 // unnamed is a file that nobody else can open, and that is gone when it is closed.

@@ -57,6 +57,7 @@ type Runner struct {
 	metrics  *metrics
 	slots    chan struct{}
 	key      *age.X25519Identity // For secrets.
+	fetches  chan struct{}       // One for each upload that is fetched.
 	cordoned atomic.Bool         // Somebody said that it takes no new attempts.
 
 	cordonMu      sync.Mutex
@@ -95,6 +96,7 @@ func New(c Config, p Publisher, claim Claim) (*Runner, error) {
 		config: c, publish: p, claim: claim,
 		producer: events.Producer{Name: "runner", Source: "/verbatim/runner/" + c.ID},
 		slots:    make(chan struct{}, c.Slots),
+		fetches:  make(chan struct{}, fetchesAtOnce),
 		attempts: make(map[string]*attempt),
 		known:    newRecent[struct{}](attemptAge, attemptLimit),
 		cancels:  newRecent[cancellation](cancelAge, cancelLimit),
