@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
@@ -16,30 +17,34 @@ import (
 // sweepInterval is how often retention is applied.
 const sweepInterval = time.Minute
 
-// janitor applies the topics' retention through the broker's own protocol.
+// janitor applies the topics' retention and looks after the groups' sessions, through the broker's own protocol.
 type janitor struct {
-	client *kgo.Client
-	log    *slog.Logger
-	cancel context.CancelFunc
-	done   chan struct{}
+	client   *kgo.Client
+	sessions *sessions
+	log      *slog.Logger
+	cancel   context.CancelFunc
+	done     chan struct{}
 }
 
-func startJanitor(addr string, log *slog.Logger) (*janitor, error) {
+func startJanitor(cluster *kfake.Cluster, addr string, log *slog.Logger) (*janitor, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	client, err := kgo.NewClient(kgo.SeedBrokers(addr), kgo.ClientID("verbatim-retention"))
+	client, err := kgo.NewClient(kgo.SeedBrokers(addr), kgo.ClientID("verbatim-janitor"))
 	if err != nil {
-		return nil, fmt.Errorf("retention client: %w", err)
+		return nil, fmt.Errorf("janitor's client: %w", err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	j := &janitor{client: client, log: log, cancel: cancel, done: make(chan struct{})}
+	j := &janitor{client: client, sessions: watchSessions(cluster, log), log: log, cancel: cancel, done: make(chan struct{})}
 	go j.run(ctx)
 	return j, nil
 }
 
 func (j *janitor) run(ctx context.Context) {
 	defer close(j.done)
+	watched := make(chan struct{})
+	go func() { defer close(watched); j.sessions.run(ctx, j.client) }()
+	defer func() { <-watched }()
 	tick := time.NewTicker(sweepInterval)
 	defer tick.Stop()
 	for {

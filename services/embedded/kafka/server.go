@@ -114,7 +114,7 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 		return nil, errors.Join(fmt.Errorf("embedded kafka: %w", err), lock.Close())
 	}
 	s := &Server{cluster: cluster, addr: cluster.ListenAddrs()[0], lock: lock, stopped: make(chan struct{})}
-	if s.janitor, err = startJanitor(s.addr, c.Logger); err != nil {
+	if s.janitor, err = startJanitor(cluster, s.addr, c.Logger); err != nil {
 		return nil, errors.Join(fmt.Errorf("embedded kafka: %w", err), s.Stop(context.WithoutCancel(ctx)))
 	}
 	return s, nil
