@@ -171,7 +171,7 @@ func (c *workerCommand) Run(ctx context.Context, s *session) error {
 // takes processes and their output along.
 func (c *upCommand) runner(b wiring.Base) lifecycle.Service {
 	// What the environment says about other brokers is not for this one.
-	return &wiring.RunnerProcess{Base: b, Environment: without(os.Environ(), "VERBATIM_"), Arguments: []string{
+	return &wiring.RunnerProcess{Base: b, Family: c.family, Environment: without(os.Environ(), "VERBATIM_"), Arguments: []string{
 		"runner", "--kafka", strings.Join(b.Kafka.Brokers, ","), "--topic-prefix=" + b.Kafka.TopicPrefix, "--data", c.Data, "--runner-id", c.runnerFlags.ID,
 		"--slots", strconv.Itoa(c.Slots), "--grace", c.Grace.String(), "--spool-limit", strconv.FormatUint(uint64(c.SpoolLimit), 10), "--log-level", c.log.Level, "--log-format", c.log.Format,
 	}}

@@ -20,6 +20,7 @@ import (
 	"verbatim.dev/services/internal/lifecycle"
 	"verbatim.dev/services/internal/telemetry"
 	"verbatim.dev/services/internal/wiring"
+	"verbatim.dev/services/runner/supervisor"
 )
 
 // How long a stack may take to start and to stop.
@@ -40,7 +41,8 @@ type upCommand struct {
 	Services   []string `default:"preparer,runner,recorder,projector" enum:"preparer,runner,recorder,projector,none" help:"Services to run beside the gateway, separated by commas; none for none. The others are started by you, on the addresses printed."`
 	runnerFlags
 
-	log logFlags
+	log    logFlags
+	family *supervisor.Family // Not nil for the first process of a container.
 }
 
 // Help is printed by kong below the flags.
@@ -89,6 +91,10 @@ func (c *upCommand) Run(ctx context.Context, s *session) error {
 	}
 	if c.Data, err = filepath.Abs(c.Data); err != nil {
 		return fmt.Errorf("find the data folder: %w", err)
+	}
+	if os.Getpid() == 1 { // Who else would reap what is left by "docker exec", say?
+		c.family = &supervisor.Family{}
+		defer c.family.Reap()()
 	}
 	group := lifecycle.NewGroup(logger)
 	starting, cancel := context.WithTimeout(ctx, startTime)

@@ -156,6 +156,8 @@ type RunnerProcess struct {
 	Base
 	// Arguments are those of the program, Environment is its environment.
 	Arguments, Environment []string
+	// Family enters it; nil when nobody reaps orphans here.
+	Family *supervisor.Family
 
 	process *exec.Cmd
 	conn    *protocol.Conn
@@ -183,7 +185,11 @@ func (r *RunnerProcess) Start(ctx context.Context) error {
 	c.ExtraFiles = []*os.File{theirs}
 	// Ctrl-C in a terminal is for this process, which stops the runner when it is its turn.
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	err = c.Start()
+	if r.Family != nil {
+		err = r.Family.Start(c)
+	} else {
+		err = c.Start()
+	}
 	_ = theirs.Close()
 	if err != nil {
 		return errors.Join(fmt.Errorf("start the runner's supervisor: %w", err), conn.Close())

@@ -45,17 +45,13 @@ import (
 type Host struct {
 	logger *slog.Logger
 	groups *cgroup.Root // nil: attempts have none.
-	// forking is held, shared, from before fork(2) until the child is entered, so that who reaps orphans can tell them
-	// from children of ours.
-	forking sync.RWMutex
-	waits   sync.WaitGroup
+	family Family
+	waits  sync.WaitGroup
 
 	mu      sync.Mutex
 	held    map[string]*held
 	changed chan struct{} // Closed and replaced when one was released.
 	worker  *protocol.Conn
-	pid     int          // The worker's; 0 when there is none.
-	ours    map[int]bool // Numbers of processes that are held.
 }
 
 // held is one process that was not released.
@@ -70,7 +66,7 @@ type held struct {
 
 // NewHost returns a host without processes.
 func NewHost(l *slog.Logger) *Host {
-	return &Host{logger: l, held: make(map[string]*held), ours: make(map[int]bool), changed: make(chan struct{})}
+	return &Host{logger: l, held: make(map[string]*held), changed: make(chan struct{})}
 }
 
 // UseGroups gives every attempt from now on a control group.
@@ -89,8 +85,8 @@ func (h *Host) UseGroups(r *cgroup.Root) {
 		return
 	}
 	defer folder.Close()
-	h.forking.RLock()
-	defer h.forking.RUnlock()
+	h.family.forking.RLock()
+	defer h.family.forking.RUnlock()
 	if err := process.Probe(folder); err != nil {
 		r.GiveUpV2(err)
 	}
@@ -203,8 +199,8 @@ func (h *Host) pipe(m protocol.Message) *process.Pipes {
 
 // fork starts the process and enters it.
 func (h *Host) fork(m protocol.Message, pipes *process.Pipes) (*held, protocol.Record) {
-	h.forking.RLock()
-	defer h.forking.RUnlock()
+	h.family.forking.RLock()
+	defer h.family.forking.RUnlock()
 	p, group, err := h.begin(m, pipes)
 	if err != nil {
 		protocol.CloseAll(m.Files)
@@ -224,7 +220,7 @@ func (h *Host) fork(m protocol.Message, pipes *process.Pipes) (*held, protocol.R
 	}
 	h.mu.Lock()
 	h.held[m.Attempt] = e
-	h.ours[e.process.PID] = true
+	h.family.enter(e.process.PID)
 	h.mu.Unlock()
 	return e, e.record
 }
@@ -405,7 +401,7 @@ func (h *Host) release(attempt string) {
 	_, _ = p.process.Stdout.Close(), p.process.Stderr.Close()
 	p.process.Release()
 	p.group.Remove()
-	delete(h.ours, p.process.PID)
+	h.family.leave(p.process.PID)
 	close(h.changed)
 	h.changed = make(chan struct{})
 }
@@ -444,19 +440,6 @@ func (h *Host) Close() {
 	}
 	h.waits.Wait()
 	h.groups.Close()
-}
-
-// owns reports whether a child is the worker or a process that is held.
-func (h *Host) owns(pid int) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return pid == h.pid || h.ours[pid]
-}
-
-func (h *Host) setWorkerPID(pid int) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.pid = pid
 }
 
 func errnoOf(err error) syscall.Errno {

@@ -18,17 +18,22 @@ func (r *run) reap() (stop func()) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		r.Logger.Warn("orphans go to another parent", "error", err)
 	}
+	return r.host.family.reap()
+}
+
+// reap reaps orphans whenever a child has ended, until stop.
+func (f *Family) reap() (stop func()) {
 	signals, done, over := make(chan os.Signal, 1), make(chan struct{}), make(chan struct{})
 	signal.Notify(signals, unix.SIGCHLD)
 	go func() {
 		defer close(over)
-		r.host.reapOrphans() // Those whose signal came before this was listening.
+		f.reapOrphans() // Those whose signal came before this was listening.
 		for {
 			select {
 			case <-signals:
-				r.host.reapOrphans()
+				f.reapOrphans()
 			case <-done:
-				r.host.reapOrphans()
+				f.reapOrphans()
 				return
 			}
 		}
@@ -42,20 +47,20 @@ func (r *run) reap() (stop func()) {
 
 // reapOrphans reaps every zombie among our children that is not ours to keep. Who forks holds the lock until the
 // child is entered.
-func (h *Host) reapOrphans() {
+func (f *Family) reapOrphans() {
 	lists, err := filepath.Glob("/proc/self/task/*/children") // proc_tid_children(5)
 	if err != nil {
 		return
 	}
-	h.forking.Lock()
-	defer h.forking.Unlock()
+	f.forking.Lock()
+	defer f.forking.Unlock()
 	for _, list := range lists {
 		text, err := os.ReadFile(list)
 		if err != nil {
 			continue // The thread has ended; its children are another's now, and come with the next signal.
 		}
 		for _, word := range strings.Fields(string(text)) {
-			if pid, err := strconv.Atoi(word); err == nil && !h.owns(pid) {
+			if pid, err := strconv.Atoi(word); err == nil && !f.owns(pid) {
 				_, _ = syscall.Wait4(pid, nil, syscall.WNOHANG, nil)
 			}
 		}

@@ -53,16 +53,16 @@ type heldState struct {
 // renew executes the program anew. It only returns when that failed; then everything is as it was.
 func (r *run) renew(ctx context.Context) error {
 	if r.Accepts != nil {
-		r.host.forking.RLock() // It is a child that nobody else may reap.
+		r.host.family.forking.RLock() // It is a child that nobody else may reap.
 		err := r.Accepts(ctx, StateVersion)
-		r.host.forking.RUnlock()
+		r.host.family.forking.RUnlock()
 		if err != nil {
 			return fmt.Errorf("the new program does not take over: %w", err)
 		}
 	}
 	h := r.host
-	h.forking.Lock() // Nobody forks, and nobody reaps.
-	defer h.forking.Unlock()
+	h.family.forking.Lock() // Nobody forks, and nobody reaps.
+	defer h.family.forking.Unlock()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s := state{Version: StateVersion}
@@ -181,7 +181,7 @@ func (h *Host) restore(f *os.File) error {
 		e := &held{process: p, record: one.Record, document: kept(one.Document), exit: one.Exit, folder: one.Folder}
 		e.group = h.groups.Adopt(cgroup.Find(one.Record.Groups), one.Killed)
 		h.held[one.Attempt] = e
-		h.ours[p.PID] = true
+		h.family.enter(p.PID)
 		if one.Exit == nil {
 			h.waits.Go(func() { h.wait(one.Attempt, one.Folder, e) })
 		}

@@ -145,12 +145,7 @@ func (r *run) worker(ctx context.Context) (ready bool, err error) {
 	command.ExtraFiles = []*os.File{theirs}
 	// A signal to the supervisor's group is the supervisor's affair.
 	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	r.host.forking.RLock()
-	process.Unblocked(func() { err = command.Start() })
-	if err == nil {
-		r.host.setWorkerPID(command.Process.Pid)
-	}
-	r.host.forking.RUnlock()
+	process.Unblocked(func() { err = r.host.family.Start(command) })
 	_ = theirs.Close()
 	if err != nil {
 		return false, fmt.Errorf("start worker: %w", err)
@@ -172,7 +167,7 @@ func (r *run) worker(ctx context.Context) (ready bool, err error) {
 	ended := make(chan error, 1)
 	go func() { ended <- command.Wait() }()
 	err = r.follow(ctx, command.Process, ended)
-	r.host.setWorkerPID(0)
+	r.host.family.leave(command.Process.Pid)
 	_ = conn.Close()
 	<-served
 	select {
