@@ -28,6 +28,7 @@ import (
 	"verbatim.dev/events"
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
 	"verbatim.dev/services/runner"
+	"verbatim.dev/services/runner/cgroup"
 	"verbatim.dev/services/runner/journal"
 	"verbatim.dev/services/runner/protocol"
 	"verbatim.dev/services/runner/supervisor"
@@ -408,7 +409,7 @@ func playSupervisor() int {
 	err = supervisor.Run(ctx, supervisor.Config{
 		Program: self, Worker: []string{"worker"}, Environment: append(environment, childVariable+"=worker:"+data),
 		Stderr: os.Stderr, StopTime: 20 * time.Second, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
-		Renew: renew, State: handedOn,
+		Renew: renew, State: handedOn, Groups: cgroup.Open("r1", data, slog.New(slog.DiscardHandler)),
 	})
 	if err != nil {
 		return complain(err)

@@ -335,7 +335,10 @@ func (r *Root) GiveUpV2(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.logger.Warn("control groups of version 2 are not used", "group", r.v2, "error", err)
-	_ = os.Remove(r.v2)
+	for _, folder := range append(r.spare, r.v2) {
+		_ = os.Remove(folder)
+	}
+	r.spare = nil
 	r.v2, r.err = "", err
 }
 

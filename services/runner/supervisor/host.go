@@ -79,15 +79,15 @@ func (h *Host) UseGroups(r *cgroup.Root) {
 	if group == nil || err != nil {
 		return
 	}
-	defer group.Remove()
 	folder, err := group.Open()
-	if err != nil || folder == nil {
-		return
+	if err == nil && folder != nil {
+		h.family.forking.RLock()
+		err = process.Probe(folder)
+		h.family.forking.RUnlock()
+		_ = folder.Close()
 	}
-	defer folder.Close()
-	h.family.forking.RLock()
-	defer h.family.forking.RUnlock()
-	if err := process.Probe(folder); err != nil {
+	group.Remove()
+	if err != nil {
 		r.GiveUpV2(err)
 	}
 }
