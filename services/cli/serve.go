@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
+	clickhousestore "verbatim.dev/projections/clickhouse"
 	"verbatim.dev/services/gateway"
 	"verbatim.dev/services/internal/lifecycle"
 	"verbatim.dev/services/internal/telemetry"
@@ -24,6 +25,19 @@ const defaultKeep = 2000
 type clickhouseFlags struct {
 	ClickHouse string `name:"clickhouse" required:"" env:"VERBATIM_CLICKHOUSE" placeholder:"DSN" help:"ClickHouse as a DSN of clickhouse-go, e.g. http://127.0.0.1:8123/default. With a password, give it by the environment."`
 }
+
+// retentionFlags say how long tables keep what they have.
+type retentionFlags struct {
+	KeepRows   *uint `env:"VERBATIM_KEEP_ROWS" placeholder:"DAYS" help:"Days that rows are kept, from the day of the request; 0 is for ever. Not given: as it was, at first for ever."`
+	KeepEvents *uint `env:"VERBATIM_KEEP_EVENTS" placeholder:"DAYS" help:"Days that the archive keeps events, output among them; 0 is for ever. Not given: as it was, at first for ever."`
+}
+
+func (f retentionFlags) retention() clickhousestore.Retention {
+	return clickhousestore.Retention{RowsDays: f.KeepRows, EventsDays: f.KeepEvents}
+}
+
+// Validate is called by kong.
+func (f retentionFlags) Validate() error { return f.retention().Validate() }
 
 // healthFlags say where a service answers for its health.
 type healthFlags struct {
@@ -188,6 +202,7 @@ func (c *gatewayCommand) Run(ctx context.Context, s *session) error {
 type setupCommand struct {
 	kafkaFlags
 	clickhouseFlags
+	retentionFlags
 }
 
 // Run is called by kong.
@@ -203,7 +218,7 @@ func (c *setupCommand) Run(ctx context.Context, s *session) error {
 	b := wiring.Base{Kafka: broker, Logger: logger}
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
-	if err := wiring.Setup(b, c.ClickHouse).Start(ctx); err != nil {
+	if err := wiring.Setup(b, c.ClickHouse, c.retention()).Start(ctx); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintln(s.stdout, "topics and tables are there")

@@ -39,6 +39,7 @@ type upCommand struct {
 	ClickHouse string   `name:"clickhouse" default:"127.0.0.1:7412" env:"VERBATIM_CLICKHOUSE_LISTEN" placeholder:"ADDR" help:"Address of the embedded ClickHouse, on loopback. Default: 127.0.0.1:7412."`
 	Libchdb    string   `env:"VERBATIM_LIBCHDB" placeholder:"FILE" help:"The ClickHouse engine. Default: where \"make deps\" puts it."`
 	Services   []string `default:"preparer,runner,recorder,projector" enum:"preparer,runner,recorder,projector,none" help:"Services to run beside the gateway, separated by commas; none for none. The others are started by you, on the addresses printed."`
+	retentionFlags
 	runnerFlags
 
 	log    logFlags
@@ -155,7 +156,7 @@ func (c *upCommand) start(ctx context.Context, group *lifecycle.Group, logger *s
 	base := wiring.Base{Kafka: c.kafka(embedded, logger), Logger: logger, Registry: registry, Checks: checks}
 	used.Kafka, used.ClickHouse = base.Kafka.Brokers[0], database.Server.Addr()
 	dsn := database.Server.DSN()
-	if err := add("setup", wiring.Setup(base, dsn)); err != nil {
+	if err := add("setup", wiring.Setup(base, dsn, c.retention())); err != nil {
 		return used, err
 	}
 	c.runnerFlags.DataDir = c.Data

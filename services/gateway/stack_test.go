@@ -19,6 +19,7 @@ import (
 	"verbatim.dev/events"
 	"verbatim.dev/events/kafka"
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
+	"verbatim.dev/projections/clickhouse"
 	"verbatim.dev/projections/execution"
 	"verbatim.dev/services/client"
 	"verbatim.dev/services/embedded/clickhouse/clickhousetest"
@@ -89,7 +90,7 @@ func newStack(t *testing.T) *stack {
 		Kafka: kafka.Config{Brokers: []string{s.kafka.Addr()}, Logger: logger}, Logger: logger,
 		Registry: prometheus.NewRegistry(), Checks: &telemetry.Checks{},
 	}
-	s.run("setup", wiring.Setup(s.base, s.dsn))
+	s.run("setup", wiring.Setup(s.base, s.dsn, clickhouse.Retention{}))
 	s.run("runner", wiring.Runner(s.base, runner.Config{ID: "r1", Host: "h", DataDir: t.TempDir(), Slots: 64, Logger: logger, Registry: s.base.Registry}))
 	s.run("preparer", wiring.Preparer(s.base))
 	front := wiring.Gateway(s.base, gateway.Config{Addr: "127.0.0.1:0"}, s.dsn)

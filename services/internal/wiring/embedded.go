@@ -30,11 +30,14 @@ func (e *Embedded[S]) Stop(ctx context.Context) error { return e.Server.Stop(ctx
 // setup makes topics and tables when it starts.
 type setup struct {
 	Base
-	dsn string
+	dsn  string
+	keep clickhouse.Retention
 }
 
 // Setup returns the making of topics and tables as a service that is done when it has started.
-func Setup(b Base, dsn string) lifecycle.Service { return &setup{b, dsn} }
+func Setup(b Base, dsn string, keep clickhouse.Retention) lifecycle.Service {
+	return &setup{b, dsn, keep}
+}
 
 // Start implements lifecycle.Service.
 func (s *setup) Start(ctx context.Context) error {
@@ -45,7 +48,11 @@ func (s *setup) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(store.Migrate(ctx), store.Close())
+	err = store.Migrate(ctx)
+	if err == nil {
+		err = store.SetRetention(ctx, s.keep)
+	}
+	return errors.Join(err, store.Close())
 }
 
 // Stop implements lifecycle.Service.
