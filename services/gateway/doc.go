@@ -2,6 +2,7 @@
 //
 //	POST /v1/executions                          accept a request           → verbatim.requests
 //	POST /v1/stdin                               take a large stdin         → verbatim.stdin
+//	POST /v1/runners/{id}/cordon, /uncordon      take no more, or again     → verbatim.control
 //	POST /v1/executions/{id}/cancel              ask to stop it             → verbatim.control
 //	GET  /v1/executions, /v1/executions/{id}     rows                       ← ClickHouse
 //	GET  /v1/executions/{id}/output/{stream}     exact bytes, ranges        ← ClickHouse
