@@ -64,18 +64,6 @@ func playChild(role string) int {
 		return 0
 	case "slow-noise": // Known output on both streams, in small pieces with pauses, after reading all of stdin.
 		return playSlowNoise(argument)
-	case "secrets":
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		var n int
-		if _, err := fmt.Sscan(argument, &n); err != nil {
-			return complain(err)
-		}
-		var both sync.WaitGroup
-		for seed, f := range map[byte]*os.File{1: os.Stdout, 2: os.Stderr} {
-			both.Go(func() { _, _ = f.Write(noiseWithSecrets(seed, n)) })
-		}
-		both.Wait()
-		return 0
 	case "slow-secrets": // Noise with a secret in it again and again, in pieces that tear it apart.
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		var n int

@@ -19,7 +19,7 @@ func TestCompactedJournalSaysTheSame(t *testing.T) {
 		t.Fatal(err)
 	}
 	var most, last int64
-	compactions := 0
+	compactions, entries := 0, 0
 	add := func(e journal.Entry) {
 		t.Helper()
 		if err := j.Append(e); err != nil {
@@ -27,6 +27,9 @@ func TestCompactedJournalSaysTheSame(t *testing.T) {
 		}
 		if err := j.Compact(); err != nil {
 			t.Fatal(err)
+		}
+		if entries++; entries%100 > 0 {
+			return
 		}
 		info, err := os.Stat(path)
 		if err != nil {
@@ -44,7 +47,7 @@ func TestCompactedJournalSaysTheSame(t *testing.T) {
 	add(journal.Entry{Fact: &journal.Fact{Sequence: 1, Name: "ProcessStarted"}})
 	add(journal.Entry{Lost: &journal.Lost{Stream: 1, Start: 3, End: 4}})
 	digest := make([]byte, 108)
-	const chunks = 60_000
+	const chunks = 30_000
 	for n := uint64(2); n < chunks; n++ {
 		stream := executionv1.Stream(n%2 + 1)
 		if n < 100 {

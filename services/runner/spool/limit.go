@@ -18,7 +18,7 @@ const (
 	// slackSteps is how many Config.StepBytes more than the tail may wait for being elided; with more the process has to wait. It
 	// may be up to Config.LimitBytes when nothing is elided for slackWait: then the log is away, and what is in front waits for that.
 	slackSteps = 4
-	slackWait  = time.Second
+	slackWait  = 5 * time.Second
 )
 
 // moment says when a byte behind the head was captured.

@@ -355,6 +355,7 @@ func (s *Spool) finish(st *stream, final bool, end End) {
 // waitForRoom waits until something of what waits is published, when too much does.
 func (s *Spool) waitForRoom(ctx context.Context, st *stream) error {
 	var slow <-chan time.Time
+	var gone uint64 // What was published or elided when slow was set.
 	for {
 		s.mu.Lock()
 		if st.room(s.config.LimitBytes, s.config.StepBytes) && len(s.queue) < maxQueue {
@@ -362,8 +363,8 @@ func (s *Spool) waitForRoom(ctx context.Context, st *stream) error {
 			return nil
 		}
 		s.cut(st)
-		if slow == nil && st.captured >= st.head && !st.patient {
-			slow = time.After(slackWait)
+		if now := st.acked + st.dropped; st.captured >= st.head && (slow == nil || now > gone) {
+			slow, gone = time.After(slackWait), now
 		}
 		changed := s.changed
 		s.mu.Unlock()
