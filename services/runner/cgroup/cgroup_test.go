@@ -2,10 +2,13 @@ package cgroup
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -166,4 +169,112 @@ func TestOnlyAGroupThatWasNeverKilledIsUsedAgain(t *testing.T) {
 	} else {
 		third.Remove()
 	}
+}
+
+// movesVariable makes the test binary a supervisor in the group it names.
+const movesVariable = "VERBATIM_TEST_GROUP"
+
+func TestMain(m *testing.M) {
+	if group := os.Getenv(movesVariable); group != "" {
+		os.Exit(playSupervisor(group))
+	}
+	os.Exit(m.Run())
+}
+
+// playSupervisor hands a controller on from a group that it is in.
+func playSupervisor(group string) int {
+	fail := func(err error) int {
+		fmt.Println(err)
+		return 1
+	}
+	if err := os.WriteFile(group+"/cgroup.procs", []byte("0"), 0); err != nil {
+		return fail(err)
+	}
+	r := Open("moves", "/data", slog.New(slog.DiscardHandler))
+	if r.own != group || r.v2 == "" {
+		return fail(fmt.Errorf("own group %q, folder %q: %w", r.own, r.v2, r.err))
+	}
+	if err := r.handOn(os.Getenv("VERBATIM_TEST_CONTROLLER")); err != nil {
+		return fail(err)
+	}
+	// What it has become is found again, as after it executed itself anew.
+	if again := Open("moves", "/data", slog.New(slog.DiscardHandler)); again.v2 != r.v2 {
+		return fail(fmt.Errorf("after the move the folder is %q, before %q", again.v2, r.v2))
+	}
+	text, err := os.ReadFile(r.v2 + "/cgroup.subtree_control")
+	if err != nil {
+		return fail(err)
+	}
+	fmt.Printf("handed on: %s", text)
+	return 0
+}
+
+// A supervisor that is alone in its group goes to one below, so that it can hand controllers on; beside somebody else it does not, and says why.
+func TestASupervisorMakesRoomForControllers(t *testing.T) {
+	t.Parallel()
+	list, err := hierarchies()
+	if err != nil {
+		t.Fatal(err)
+	}
+	controller, top := "", ""
+	for _, h := range list {
+		if text, err := os.ReadFile(h.own + "/cgroup.subtree_control"); h.v2 && err == nil && len(text) > 1 {
+			controller, top = strings.Fields(string(text))[0], h.own
+		}
+		if text, err := os.ReadFile(h.own + "/cgroup.controllers"); h.v2 && err == nil && len(strings.Fields(string(text))) > 0 && controller == "" {
+			name := strings.Fields(string(text))[0]
+			if os.WriteFile(h.own+"/cgroup.subtree_control", []byte("+"+name), 0) == nil {
+				controller, top = name, h.own
+				t.Cleanup(func() { _ = os.WriteFile(h.own+"/cgroup.subtree_control", []byte("-"+name), 0) })
+			}
+		}
+	}
+	group := top + "/verbatim-test-moves"
+	if controller == "" || os.Mkdir(group, 0o755) != nil {
+		t.Log("this machine has no controller of version 2 that could be handed on")
+		return
+	}
+	t.Cleanup(func() {
+		wait(t, "the groups go", func() bool {
+			folders, _ := filepath.Glob(group + "/*/*")
+			more, _ := filepath.Glob(group + "/*")
+			for _, folder := range append(folders, more...) {
+				_ = os.Remove(folder) // Files of the kernel stay.
+			}
+			return os.Remove(group) == nil
+		})
+	})
+	run := func() string {
+		self, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := exec.Command(self)
+		c.Env = append(os.Environ(), movesVariable+"="+group, "VERBATIM_TEST_CONTROLLER="+controller)
+		out, _ := c.CombinedOutput()
+		return string(out)
+	}
+	if out := run(); !strings.HasPrefix(out, "handed on: "+controller) {
+		t.Errorf("alone: %s", out)
+	}
+	below, _ := filepath.Glob(group + "/verbatim-*/cgroup.subtree_control")
+	for _, file := range append(below, group+"/cgroup.subtree_control") {
+		if err := os.WriteFile(file, []byte("-"+controller), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := exec.Command("sh", "-c", `echo 0 >"$0/cgroup.procs" && echo in && exec sleep 600`, group)
+	in, err := other.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = in.Read(make([]byte, 8))
+	if out := run(); !strings.Contains(out, "not the runner's") || !strings.Contains(out, "Delegate") {
+		t.Errorf("beside somebody else: %s", out)
+	}
+	_ = other.Process.Kill()
+	_ = other.Wait()
 }
