@@ -41,8 +41,15 @@ func CheckLimits(l *executionv1.Limits) error {
 		name  string
 		value *uint64
 	}{
-		{"memory", l.MemoryBytes}, {"cpu", l.CpuMillis}, {"pids", l.Processes}, {"nofile", l.OpenFiles}, {"nproc", l.UserProcesses},
-		{"fsize", l.FileSizeBytes}, {"cputime", l.CpuSeconds}, {"as", l.AddressSpaceBytes}, {"core", l.CoreBytes},
+		{"memory", l.MemoryBytes},
+		{"cpu", l.CpuMillis},
+		{"pids", l.Processes},
+		{"nofile", l.OpenFiles},
+		{"nproc", l.UserProcesses},
+		{"fsize", l.FileSizeBytes},
+		{"cputime", l.CpuSeconds},
+		{"as", l.AddressSpaceBytes},
+		{"core", l.CoreBytes},
 	} {
 		if limit.value != nil && *limit.value > most {
 			bad("%s is %d, leave it out for no limit", limit.name, *limit.value)

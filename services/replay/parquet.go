@@ -129,7 +129,7 @@ func (p *parquetFile) each(ctx context.Context, yield func(Fact) bool) error {
 		return err
 	}
 	defer file.Close()
-	defer reader.Close()
+	defer func() { _ = reader.Close() }()
 	if err := reader.SeekToRow(p.at); err != nil {
 		return fmt.Errorf("%s: go to row %d: %w", p.path, p.at, err)
 	}

@@ -333,10 +333,10 @@ func (a *attempt) read(life context.Context, stream executionv1.Stream) bool {
 		s.held = true
 		return true
 	case !errors.As(readErr, &failed):
-		a.log.Warn("output stays in the pipe", "stream", events.StreamName(stream), "error", readErr)
+		a.log.WarnContext(life, "output stays in the pipe", "stream", events.StreamName(stream), "error", readErr)
 		return false
 	}
-	a.log.Error("output cannot be kept", "stream", events.StreamName(stream), "offset", failed.Offset, "error", failed.Cause)
+	a.log.ErrorContext(life, "output cannot be kept", "stream", events.StreamName(stream), "offset", failed.Offset, "error", failed.Cause)
 	if !s.unread {
 		a.fact(time.Now(), &executionv1.OutputReadFailed{Stream: stream, Offset: failed.Offset, Cause: oneLine(failed.Cause.Error())})
 	}

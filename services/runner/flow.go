@@ -174,7 +174,7 @@ func (f *flow) lose(life context.Context, c spool.Chunk, cause error) error {
 			return err
 		}
 	}
-	f.a.log.Error("output is lost", "stream", events.StreamName(c.Stream), "offset", c.Offset, "end", end, "error", cause)
+	f.a.log.ErrorContext(life, "output is lost", "stream", events.StreamName(c.Stream), "offset", c.Offset, "end", end, "error", cause)
 	f.a.lose(c.Stream, c.Offset, end)
 	f.a.fact(time.Now(), &executionv1.OutputReadFailed{Stream: c.Stream, Offset: c.Offset, Cause: oneLine(cause.Error())})
 	f.done = end

@@ -262,7 +262,7 @@ const (
 func newStage(t *testing.T, pauseAt string) *stage {
 	t.Helper()
 	// The path of a Unix socket is short (108 bytes, unix(7)).
-	data, err := os.MkdirTemp("", "vk")
+	data, err := os.MkdirTemp("", "vk") //nolint:usetesting // The name would be too long.
 	if err != nil {
 		t.Fatal(err)
 	}

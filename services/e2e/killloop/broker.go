@@ -28,7 +28,7 @@ func beBroker(dir, addr string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	fmt.Println(s.Addr())
+	fmt.Fprintln(os.Stdout, s.Addr())
 	_, _ = io.Copy(io.Discard, os.Stdin)
 	return 0
 }

@@ -61,7 +61,7 @@ func makeNoise(args []string) int {
 	for i, f := range []*os.File{os.Stdout, os.Stderr} {
 		both.Go(func() {
 			if err := trickle(f, noise(seed, byte(i+1), n), lasting, progress, int64(8*i)); err != nil {
-				os.Exit(complained)
+				os.Exit(complained) //nolint:forbidigo // This is a main: it plays a process that was cut off.
 			}
 		})
 	}

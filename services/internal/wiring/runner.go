@@ -178,7 +178,7 @@ func (r *RunnerProcess) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c := exec.Command(program)
+	c := exec.Command(program) //nolint:noctx // It ends when Stop says so, with time to stop cleanly.
 	c.Args = append([]string{os.Args[0]}, r.Arguments...)
 	c.Env = append(r.Environment, ParentVariable+"=3")
 	c.Stdout, c.Stderr = os.Stderr, os.Stderr

@@ -181,13 +181,13 @@ func (l *launch) explain(report []byte) error {
 // init becomes the launcher when this program was executed as one, before main and whatever the program is.
 func init() {
 	if len(os.Args) == 1 && os.Args[0] == probeName {
-		os.Exit(0)
+		os.Exit(0) //nolint:forbidigo // It is the main of another program.
 	}
 	if len(os.Args) == 1 && os.Args[0] == launchName {
 		fault := becomeProgram()
 		text, _ := json.Marshal(fault) // It has a text and a number.
 		_, _ = unix.Write(launchReport, text)
-		os.Exit(127)
+		os.Exit(127) //nolint:forbidigo // It is the main of another program.
 	}
 }
 
@@ -277,7 +277,7 @@ func Probe(group *os.File) error {
 		if errors.Is(err, syscall.EINTR) {
 			continue
 		}
-		if err == nil && !(status.Exited() && status.ExitStatus() == 0) {
+		if err == nil && (!status.Exited() || status.ExitStatus() != 0) {
 			err = fmt.Errorf("a process in a control group ended with status %#x at once", int(status))
 		}
 		return err

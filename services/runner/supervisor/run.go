@@ -139,7 +139,7 @@ func (r *run) worker(ctx context.Context) (ready bool, err error) {
 		return false, err
 	}
 	defer conn.Close()
-	command := exec.Command(r.Program)
+	command := exec.Command(r.Program) //nolint:noctx // It ends when follow says so, with time to stop cleanly.
 	command.Args = r.Worker
 	command.Env, command.Stdout, command.Stderr = r.Environment, r.Stderr, r.Stderr
 	command.ExtraFiles = []*os.File{theirs}
