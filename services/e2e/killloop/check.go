@@ -106,7 +106,7 @@ func (v *verdict) look(ctx context.Context) (err error) {
 
 // logs is what "verbatim logs" writes.
 func (v *verdict) logs(ctx context.Context) (stdout, stderr []byte, err error) {
-	c, err := v.loop.verbatimCommand(ctx, "logs", v.id)
+	c, err := v.loop.rig().Command(ctx, "logs", v.id)
 	if err != nil {
 		return nil, nil, err
 	}

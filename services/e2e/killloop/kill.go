@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"verbatim.dev/services/e2e/rig"
 )
 
 // kill kills until it was often enough.
@@ -67,7 +69,7 @@ func (l *loop) draw() time.Duration {
 // killWorker waits for a worker that is not the last one, lets it live for a moment, and kills it.
 func (l *loop) killWorker(ctx context.Context, last int) (pid int, err error) {
 	err = poll(ctx, func() error {
-		if pid = find(l.up.cmd.Process.Pid, "runner-worker"); pid == 0 || pid == last {
+		if pid = rig.Find(l.up.PID(), "runner-worker"); pid == 0 || pid == last {
 			return errors.New("no worker is there")
 		}
 		return nil
@@ -92,19 +94,19 @@ func (l *loop) killSupervisor(ctx context.Context) error {
 	if err := pause(ctx, l.draw()); err != nil {
 		return err
 	}
-	if !l.runner.running() {
-		return fmt.Errorf("the runner ended: %w", l.runner.err)
+	if !l.runner.Running() {
+		return fmt.Errorf("the runner ended: %w", l.runner.Err())
 	}
 	both := l.killed["supervisor"]%3 == 2
 	if both {
 		// Stopped first, so that it does not start another worker.
-		_ = syscall.Kill(l.runner.cmd.Process.Pid, syscall.SIGSTOP)
-		if worker := find(l.runner.cmd.Process.Pid, "runner-worker"); worker != 0 && syscall.Kill(worker, syscall.SIGKILL) == nil {
+		_ = syscall.Kill(l.runner.PID(), syscall.SIGSTOP)
+		if worker := rig.Find(l.runner.PID(), "runner-worker"); worker != 0 && syscall.Kill(worker, syscall.SIGKILL) == nil {
 			l.count("worker")
 		}
 	}
 	l.cut(both)
-	l.runner.kill()
+	l.runner.Kill()
 	l.count("supervisor")
 	return l.startRunner()
 }
@@ -118,7 +120,7 @@ func (l *loop) killUp(ctx context.Context) error {
 		return err
 	}
 	l.cut(false)
-	l.up.kill()
+	l.up.Kill()
 	l.count("up")
 	return l.startUp(ctx)
 }

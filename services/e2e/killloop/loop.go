@@ -16,6 +16,7 @@ import (
 
 	"verbatim.dev/events"
 	"verbatim.dev/services/client"
+	"verbatim.dev/services/e2e/rig"
 	"verbatim.dev/services/gateway/api"
 )
 
@@ -24,9 +25,9 @@ type loop struct {
 	plan
 	out    io.Writer
 	broker *broker
-	up     *program
-	runner *program // In the modes supervisor and sinks, where the runner is no part of up.
-	sinks  map[string]*program
+	up     *rig.Process
+	runner *rig.Process // In the modes supervisor and sinks, where the runner is no part of up.
+	sinks  map[string]*rig.Process
 	// database is where ClickHouse is, in mode sinks; restarts is how often it was stopped and started.
 	database string
 	restarts int
@@ -140,20 +141,20 @@ func (l *loop) startUp(ctx context.Context, args ...string) error {
 func (l *loop) prefix() string { return "kill-" + filepath.Base(l.dir) + "." }
 
 func (l *loop) startRunner() (err error) {
-	l.runner, err = l.launch("runner", "runner", "--kafka", l.broker.addr, "--topic-prefix", l.prefix(), "--data", filepath.Join(l.dir, "data"), "--grace", "2s")
+	l.runner, err = l.rig().Launch("runner", "runner", "--kafka", l.broker.addr, "--topic-prefix", l.prefix(), "--data", filepath.Join(l.dir, "data"), "--grace", "2s")
 	return err
 }
 
 // close stops what was started, cleanly if nothing is wrong so far.
 func (l *loop) close(broken bool) error {
 	var errs []error
-	for _, s := range []*program{l.runner, l.sinks["recorder"], l.sinks["projector"], l.up} {
+	for _, s := range []*rig.Process{l.runner, l.sinks["recorder"], l.sinks["projector"], l.up} {
 		switch {
 		case s == nil:
 		case broken:
-			s.kill() // What is below it ends with it.
+			s.Kill() // What is below it ends with it.
 		default:
-			errs = append(errs, s.stop())
+			errs = append(errs, s.Stop(patience))
 		}
 	}
 	if l.broker != nil {

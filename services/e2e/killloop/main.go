@@ -26,12 +26,11 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"slices"
 	"syscall"
 	"time"
 
-	"verbatim.dev/services/cli"
+	"verbatim.dev/services/e2e/rig"
 )
 
 func main() {
@@ -48,15 +47,10 @@ func main() {
 
 // play makes this binary one of the processes that the loop needs.
 func play(args []string) (code int, played bool) {
-	switch {
-	case filepath.Base(args[0]) == "verbatim":
-		return cli.Main(args[1:], os.Stdin, os.Stdout, os.Stderr), true
-	case len(args) == 4 && args[1] == "broker":
-		return beBroker(args[2], args[3]), true
-	case len(args) > 1 && args[1] == "noise":
+	if len(args) > 1 && args[1] == "noise" {
 		return makeNoise(args[2:]), true
 	}
-	return 0, false
+	return rig.Play(args)
 }
 
 // plan says what a loop does.

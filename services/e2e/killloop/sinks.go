@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+
+	"verbatim.dev/services/e2e/rig"
 )
 
 // freeAddress is an address that nobody listens on: ClickHouse comes back there, as a server would.
@@ -21,7 +23,7 @@ func freeAddress(ctx context.Context) (string, error) {
 func (l *loop) dsn() string { return "http://" + l.database + "/default" }
 
 func (l *loop) startSinks() error {
-	l.sinks = make(map[string]*program)
+	l.sinks = make(map[string]*rig.Process)
 	for _, name := range []string{"recorder", "projector"} {
 		if err := l.startSink(name); err != nil {
 			return err
@@ -31,7 +33,7 @@ func (l *loop) startSinks() error {
 }
 
 func (l *loop) startSink(name string) (err error) {
-	l.sinks[name], err = l.launch(name, name, "--kafka", l.broker.addr, "--topic-prefix", l.prefix(), "--clickhouse", l.dsn())
+	l.sinks[name], err = l.rig().Launch(name, name, "--kafka", l.broker.addr, "--topic-prefix", l.prefix(), "--clickhouse", l.dsn())
 	return err
 }
 
@@ -41,17 +43,17 @@ func (l *loop) killSink(ctx context.Context) error {
 		return err
 	}
 	name := []string{"recorder", "projector"}[rand.IntN(2)]
-	if l.sinks[name].running() {
+	if l.sinks[name].Running() {
 		l.count(name)
 	}
 	// One that ended by itself found no database when it started.
-	l.sinks[name].kill()
+	l.sinks[name].Kill()
 	return l.startSink(name)
 }
 
 // restartDatabase stops the process with ClickHouse and the gateway in it, and starts it again.
 func (l *loop) restartDatabase(ctx context.Context) error {
-	if err := l.up.stop(); err != nil {
+	if err := l.up.Stop(patience); err != nil {
 		return err
 	}
 	l.restarts++
@@ -61,7 +63,7 @@ func (l *loop) restartDatabase(ctx context.Context) error {
 // replay rebuilds all rows from the log and from the archive, and says where they are not the live ones.
 func (l *loop) replay(ctx context.Context) (broken []string) {
 	for _, from := range []string{"kafka", "archive"} {
-		c, err := l.verbatimCommand(ctx, "replay", "--from", from, "--into", "from_"+from, "--diff", "--json",
+		c, err := l.rig().Command(ctx, "replay", "--from", from, "--into", "from_"+from, "--diff", "--json",
 			"--kafka", l.broker.addr, "--topic-prefix", l.prefix(), "--clickhouse", l.dsn())
 		if err != nil {
 			return append(broken, err.Error())
