@@ -40,6 +40,10 @@ kill-loop: deps ## kill worker, broker, supervisor and stack hundreds of times u
 	@scripts/kill-loop embedded
 	@scripts/kill-loop apache
 
+.PHONY: bench-runner
+bench-runner: ## the runner beside a bare os/exec loop and `command > file`, in one run
+	@scripts/bench-runner
+
 .PHONY: bench-transport
 bench-transport: ## the transport beside kafka-go alone, in one run
 	@scripts/bench-transport

@@ -29,7 +29,7 @@ type searchCommand struct {
 // Help is printed by kong below the flags.
 func (searchCommand) Help() string {
 	return `Looks through the archived output of all executions with an index of words, the newest execution first. A text that was
-written at two times more than 100 ms apart may lie in two events, and is not found over their border.
+written at two times more than 50 ms apart may lie in two events, and is not found over their border.
 
   verbatim search "connection refused" --since 24h`
 }

@@ -35,7 +35,8 @@ type Config struct {
 	Grace time.Duration
 	// DrainTime is how long output is read after the process ended while another process holds the pipe. Default 5 s.
 	DrainTime time.Duration
-	// FlushInterval is how old captured output gets before it is published. Default 100 ms.
+	// FlushInterval is how old captured output gets before it is published: half of the 100 ms in which a line is to
+	// be in the log. Default 50 ms.
 	FlushInterval time.Duration
 	// ShutdownGrace is how long Stop lets processes go on before it begins to end them. Default 0: at once.
 	ShutdownGrace time.Duration
@@ -105,7 +106,7 @@ func (c Config) withDefaults() Config {
 		c.DrainTime = 5 * time.Second
 	}
 	if c.FlushInterval == 0 {
-		c.FlushInterval = 100 * time.Millisecond
+		c.FlushInterval = 50 * time.Millisecond
 	}
 	if c.SpoolBytes == 0 {
 		c.SpoolBytes = 256 << 20

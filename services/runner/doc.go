@@ -18,20 +18,32 @@
 //   - a disk is full: the process waits in write(2) until there is room;
 //   - a stream is longer than its limit: head and tail are published, the middle is counted and digested (flow.go);
 //   - another process holds a pipe after the end: drained for Config.DrainTime, sealed as still held;
-//   - the log is away: facts wait in a bounded outbox, output in a bounded spool, then the process waits in
-//     write(2). Publishing is tried again until Stop's context ends, and what is then not acknowledged is logged with its numbers;
+//   - the log is away: output waits in the spool, which is bounded, and then the process in write(2). Publishing is tried again until
+//     Stop's context ends; what is then not acknowledged is published by the next runner on the same data folder;
 //   - a panic in an attempt ends that attempt alone: its group is killed, since nobody watches it any
 //     more, WaitFailed says why, and what was captured is published and sealed.
 //
-// The claim is committed before the process starts, so an attempt starts at most once. A Prepared that comes
-// again (a producer's resend, a rebalance) finds its attempt known and is only claimed. What was here before this process was killed
-// is in each attempt's journal.
+// This package is the worker of the two processes that a runner is; package supervisor is the other one, and
+// docs/decisions/0006-two-processes.md says why. A worker is killed at any moment and leaves behind all that the next one needs: processes and
+// pipes are the supervisor's too, output lies in the spool, and the journal has every fact with its number, before it is published.
+//
+//	killed …                      the next worker …
+//	before the claim              drops what it finds, the message comes again
+//	around the commit             asks the broker whose claim it is
+//	claimed, before the start     starts the process; the supervisor does that once, whoever asks
+//	while the process runs        gets pipes, stdin document and exit from the supervisor, goes on at the end of the spool, and
+//	                              publishes again, with the same numbers and bytes, what was not acknowledged
+//	after the end                 publishes the rest and seals
+//
+// The claim is committed before the process starts, so an attempt starts at most once. A Prepared that comes again (a producer's
+// resend, a rebalance) finds its attempt known, also after a restart, and is only claimed. When the supervisor is gone
+// (GoneError), what was observed is published and sealed with WaitFailed.
 //
 // Ending a process: TERM to the group, the grace, KILL to the group. The first cause stays: a cancel after a
 // timeout changes nothing. The rest of a group outlives its leader only when nobody asked for an end:
 // then a daemon that the process left behind is its own affair. After a TERM the rest gets the same grace and
 // the same KILL. Signals only go out while the leader is not reaped (package process says why).
 //
-// Packages: supervisor has the processes, process starts and waits, spool moves output to disk and cuts it, mask hides
-// secrets in it, outbox numbers and publishes, journal is what the next worker reads.
+// Packages: supervisor holds the processes (process starts and waits, cgroup bounds), spool keeps and cuts output, mask hides
+// secrets in it, journal remembers, outbox numbers and publishes, protocol is what worker and supervisor say.
 package runner

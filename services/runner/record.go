@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
@@ -28,7 +29,14 @@ func (a *attempt) begin(launch journal.Launch) error {
 	if err := j.Append(journal.Entry{Launch: &launch}); err != nil {
 		return err
 	}
-	return errors.Join(j.Sync(), journal.SyncFolder(a.folder), journal.SyncFolder(filepath.Dir(a.folder)))
+	// At the same time: a file system writes down what it has to for all of them at once.
+	var names, folders error
+	var both sync.WaitGroup
+	both.Go(func() { names = journal.SyncFolder(a.folder) })
+	both.Go(func() { folders = journal.SyncFolder(filepath.Dir(a.folder)) })
+	err = j.Sync()
+	both.Wait()
+	return errors.Join(err, names, folders)
 }
 
 // forget takes back begin.
@@ -42,13 +50,9 @@ func (a *attempt) forget() {
 	}
 }
 
-// own writes down that the claim was acknowledged. When that fails, the broker says it again after a crash.
-func (a *attempt) owned() {
-	a.append(journal.Entry{Claimed: true})
-	if err := a.journal.Sync(); err != nil {
-		a.log.Warn("journal is not on the disk", "error", err)
-	}
-}
+// owned writes down that the claim was acknowledged. It is not put on the disk: the supervisor's StartingFile is, right before the process
+// is there, and says the same; before that the broker says it again after a crash.
+func (a *attempt) owned() { a.append(journal.Entry{Claimed: true}) }
 
 // append writes an entry down. It waits while the disk is full, which makes the process wait too. When
 // the disk fails otherwise the attempt goes on without: a kill would then repeat facts, and the log says so.

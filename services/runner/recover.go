@@ -155,6 +155,9 @@ func (r *Runner) reopen(folder string) (*attempt, error) {
 	work := events.Event{Subject: p.launch.Execution, Attempt: p.launch.Attempt, Traceparent: p.launch.Traceparent}
 	a := newAttempt(r, work, spec)
 	a.past, a.journal = p, j
+	if _, err := os.Stat(filepath.Join(folder, protocol.StartingFile)); err == nil {
+		a.past.claimed = true // Of a machine that lost its power, the last entries of the journal may not be there.
+	}
 	return a, nil
 }
 

@@ -10,7 +10,7 @@
 // Entries come in this order, and a later one never takes anything back:
 //
 //	launch    what came from the work topic, and where it lay there. On disk before the offset is committed
-//	claimed   the commit was acknowledged. On disk before the process is started
+//	claimed   the commit was acknowledged. In the file before the process is started
 //	fact      a numbered fact with its exact payload. In the file before it is published
 //	chunk     a numbered OutputChunk: where its bytes lie in the spool, their CRC-32C, and the state of
 //	          the stream's SHA-256 after them. In the file before it is published
@@ -26,6 +26,6 @@
 //
 // A kill in the middle of an append leaves a torn last frame. Open cuts it off: what was being written had not
 // been acted on. Entries are handed to the kernel one by one; that is enough against the death of any process. Only
-// launch and claimed are also synced to the disk, since they decide whether a process is started, and a machine that
-// loses its power must not start one twice. What such a machine loses of the rest is found by the CRC of each chunk.
+// launch is also synced to the disk, before the claim: a machine that loses its power must still know what it claimed. That it must not
+// start it twice is kept by the supervisor's StartingFile, which is on the disk before fork(2). What such a machine loses of the rest is found by the CRC of each chunk.
 package journal

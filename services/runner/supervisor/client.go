@@ -126,6 +126,7 @@ type Process struct {
 	attempt string
 	exits   chan protocol.Exit
 	watch   watch
+	release sync.Once
 }
 
 // Start starts the process of an attempt, or finds the one that was started before. An error is a *process.StartError when
@@ -281,7 +282,11 @@ func (p *Process) StdinDone() {
 }
 
 // Release lets the supervisor reap the process and forget it.
-func (p *Process) Release() {
+//
+// Calling it again does nothing.
+func (p *Process) Release() { p.release.Do(p.letGo) }
+
+func (p *Process) letGo() {
 	if _, err := p.client.ask(protocol.Message{Kind: protocol.Release, Attempt: p.attempt}); err != nil {
 		cgroup.Find(p.Groups).Remove() // Nobody else does it.
 	}

@@ -62,7 +62,11 @@ type held struct {
 	exit     *protocol.Exit
 	group    *cgroup.Group
 	folder   string
+	released chan struct{} // Closed when it is.
 }
+
+// settleTime is how long an exit record may wait for the disk: a process that is released by then needs none.
+const settleTime = 100 * time.Millisecond
 
 // NewHost returns a host without processes.
 func NewHost(l *slog.Logger) *Host {
@@ -103,22 +107,34 @@ func (h *Host) Serve(c *protocol.Conn, ready func()) error {
 		h.worker = nil
 		h.mu.Unlock()
 	}()
+	// Starts are done side by side: each waits for the disk and for fork(2). The next worker is not served before they are over, so
+	// that it finds what this one started.
+	var starts sync.WaitGroup
+	defer starts.Wait()
 	for {
 		m, err := c.Receive()
 		if err != nil {
 			return err
 		}
+		if m.Kind == protocol.Start {
+			starts.Go(func() { _ = h.reply(c, m) }) // An error is seen by Receive, too.
+			continue
+		}
 		if m.Kind == protocol.Ready && ready != nil {
 			ready()
 		}
-		answer, after := h.answer(m)
-		answer.Number = m.Number
-		err = c.Send(answer)
-		after()
-		if err != nil {
+		if err := h.reply(c, m); err != nil {
 			return err
 		}
 	}
+}
+
+func (h *Host) reply(c *protocol.Conn, m protocol.Message) error {
+	answer, after := h.answer(m)
+	answer.Number = m.Number
+	err := c.Send(answer)
+	after()
+	return err
 }
 
 // answer does what was asked. What it returns second is to be called when the answer is sent.
@@ -212,7 +228,7 @@ func (h *Host) fork(m protocol.Message, pipes *process.Pipes) (*held, protocol.R
 		}
 		return nil, protocol.Record{Failure: f}
 	}
-	e := &held{process: p, group: group, folder: m.Folder, record: protocol.Record{
+	e := &held{released: make(chan struct{}), process: p, group: group, folder: m.Folder, record: protocol.Record{
 		PID: p.PID, StartedAt: p.StartedAt, Boot: process.BootID(), Ticks: process.StartTicks(p.PID), Groups: group.Folders(),
 	}}
 	if len(m.Files) > 0 {
@@ -323,7 +339,7 @@ func (h *Host) wait(attempt, folder string, p *held) {
 	e.OOMKills, e.OOMEvidence = p.group.OOMKills()
 	data, err := json.Marshal(e)
 	if err == nil {
-		err = journal.WriteFile(filepath.Join(folder, protocol.ExitFile), data)
+		err = writeAside(filepath.Join(folder, protocol.ExitFile), data)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		// It is still told, and told again to every worker while this supervisor lives.
@@ -333,6 +349,27 @@ func (h *Host) wait(attempt, folder string, p *held) {
 	p.exit = e
 	h.mu.Unlock()
 	h.tell(attempt)
+	p.settle(folder)
+}
+
+// writeAside writes a file that is there whole or not at all, whichever process is killed. It is not on the disk yet.
+func writeAside(path string, data []byte) error {
+	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+// settle puts the exit record on the disk, unless the process is released first: then the worker has said how it ended. Only a machine
+// that loses its power makes a difference; a record that it tore is none.
+func (p *held) settle(folder string) {
+	select {
+	case <-p.released:
+	case <-time.After(settleTime):
+		if f, err := os.Open(filepath.Join(folder, protocol.ExitFile)); err == nil {
+			_, _, _ = f.Sync(), f.Close(), journal.SyncFolder(folder)
+		}
+	}
 }
 
 // tell tells the worker how a process ended, when it has.
@@ -398,6 +435,7 @@ func (h *Host) release(attempt string) {
 		return
 	}
 	delete(h.held, attempt)
+	close(p.released)
 	_, _ = p.process.Stdout.Close(), p.process.Stderr.Close()
 	p.process.Release()
 	p.group.Remove()

@@ -7,9 +7,13 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+// reapPause is how long an orphan may stay a zombie.
+const reapPause = 50 * time.Millisecond
 
 // reap makes this process the parent of every orphan below it, and reaps them: a process of an execution may leave
 // children behind, and as PID 1 of a container there is nobody else to do it. Children of our own (the worker, the
@@ -32,6 +36,10 @@ func (f *Family) reap() (stop func()) {
 			select {
 			case <-signals:
 				f.reapOrphans()
+				select { // It reads much of /proc and keeps others from forking: not for every end of a short process.
+				case <-time.After(reapPause):
+				case <-done:
+				}
 			case <-done:
 				f.reapOrphans()
 				return

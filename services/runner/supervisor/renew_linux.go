@@ -178,7 +178,7 @@ func (h *Host) restore(f *os.File) error {
 	}
 	for _, one := range s.Held {
 		p := process.Adopt(one.Record.PID, one.Record.StartedAt, one.Gone, kept(one.Stdin), kept(one.Stdout), kept(one.Stderr))
-		e := &held{process: p, record: one.Record, document: kept(one.Document), exit: one.Exit, folder: one.Folder}
+		e := &held{released: make(chan struct{}), process: p, record: one.Record, document: kept(one.Document), exit: one.Exit, folder: one.Folder}
 		e.group = h.groups.Adopt(cgroup.Find(one.Record.Groups), one.Killed)
 		h.held[one.Attempt] = e
 		h.family.enter(p.PID)
