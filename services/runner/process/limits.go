@@ -65,7 +65,7 @@ func (id *Identity) setUser(name string) error {
 	if number, numErr := parseID(name); err != nil && numErr == nil {
 		if u, err = user.LookupId(strconv.Itoa(number)); err != nil {
 			id.UID = number // It needs no entry; then it has no groups.
-			return nil //nolint:nilerr // No entry is no fault.
+			return nil      //nolint:nilerr // No entry is no fault.
 		}
 	}
 	if err != nil {
