@@ -26,6 +26,7 @@ var embeddedOnly = map[string]string{
 	"foreign":        "reads topics by their names",
 	"producer":       "writes to topics by their names",
 	"readme":         "the README's commands are about the embedded broker",
+	"sec_two":        "starts more runners with flags of their own, on the stack's own broker",
 	"up_disk":        "the disk that fills up is the embedded broker's",
 	"up_twice":       "is about the embedded broker's address",
 	"up_interrupted": "waits for the embedded broker's start",
