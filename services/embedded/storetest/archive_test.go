@@ -35,8 +35,8 @@ func TestEventsRoundTrip(t *testing.T) {
 	s := open(t)
 	var want []clickhouse.ArchivedEvent
 	for i, e := range eventstest.Samples() {
-		if events.AboutRunner(e.Type) {
-			continue
+		if events.AboutRunner(e.Type) || e.Type == events.TypeStdinPart {
+			continue // They are in topics of their own, and not archived.
 		}
 		if i%3 == 0 { // some say no time, some are JSON
 			e.Time = time.Time{}

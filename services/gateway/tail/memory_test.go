@@ -38,6 +38,7 @@ type memory struct {
 	archiveFail int
 	opened      int
 	open        int
+	hubs int // That are not stopped yet.
 }
 
 func newMemory() *memory {
@@ -174,11 +175,12 @@ func (m *memory) hub(t *testing.T, change ...func(*tail.Config)) *tail.Hub {
 		f(&c)
 	}
 	h := tail.NewHub(c)
+	m.hubs++
 	t.Cleanup(func() {
 		h.Stop()
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		if m.open != 0 {
+		if m.hubs--; m.hubs == 0 && m.open != 0 {
 			t.Errorf("%d readers are left open", m.open)
 		}
 	})
