@@ -38,7 +38,7 @@ type memory struct {
 	archiveFail int
 	opened      int
 	open        int
-	hubs int // That are not stopped yet.
+	hubs        int // That are not stopped yet.
 }
 
 func newMemory() *memory {
