@@ -165,6 +165,9 @@ func (c *replayCommand) report(ctx context.Context, out io.Writer, store *clickh
 	partial := result.Partial || c.From != "archive" && c.From != "kafka"
 	differences := 0
 	if c.Diff {
+		if err := settle(ctx, into); err != nil {
+			return err
+		}
 		for d, err := range into.Differences(ctx, partial) {
 			if err != nil {
 				return err
@@ -200,6 +203,24 @@ func (c *replayCommand) report(ctx context.Context, out io.Writer, store *clickh
 		return exitCode(exitFailure)
 	}
 	return err
+}
+
+// settleTime is how long a projector may be behind the log before that is a difference.
+const settleTime = 5 * time.Second
+
+// settle waits a moment for live rows that know less than the rebuilt ones: the projector may be on its way.
+func settle(ctx context.Context, into *clickhouse.Shadow) error {
+	for deadline := time.Now().Add(settleTime); ; {
+		newer, err := into.Newer(ctx)
+		if err != nil || len(newer) == 0 || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 func (c *replayCommand) writeDifference(out io.Writer, d clickhouse.Difference) error {
