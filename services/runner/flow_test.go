@@ -281,7 +281,7 @@ func TestFlow(t *testing.T) {
 		t.Fatal(err)
 	}
 	rapid.Check(t, func(rt *rapid.T) {
-		folder, err := os.MkdirTemp(t.TempDir(), "flow")
+		folder, err := os.MkdirTemp(t.TempDir(), "flow") //nolint:usetesting // One for each round, which removes it.
 		if err != nil {
 			rt.Fatal(err)
 		}

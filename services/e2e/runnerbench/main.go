@@ -82,7 +82,7 @@ func (b *bench) run(ctx context.Context, out io.Writer) (err error) {
 	if b.publisher, err = kafka.NewPublisher(c, kafka.PublisherOptions{}); err != nil {
 		return err
 	}
-	defer b.publisher.Close()
+	defer func() { _ = b.publisher.Close() }() // Everything it wrote was acknowledged.
 	if b.facts, err = watch(ctx, c); err != nil {
 		return err
 	}
