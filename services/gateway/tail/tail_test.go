@@ -12,6 +12,8 @@ import (
 	"verbatim.dev/services/gateway/tail"
 )
 
+// Every time.Sleep here is in a synctest bubble: it is the bubble's own time, and gives the others their turn.
+
 var begin = int64(-1)
 
 func TestFollowsWhatHappensUntilTheSeal(t *testing.T) {

@@ -112,6 +112,7 @@ func count(t *testing.T, folder string) int {
 	return n
 }
 
+// wait asks at a pace: the kernel sends no signal.
 func wait(t *testing.T, what string, done func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
