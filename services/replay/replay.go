@@ -199,6 +199,9 @@ type freshRows struct {
 	stored map[string]struct{} // 16 bytes of each id that was stored
 }
 
+// maxStored bounds the memory of what was stored, some 100 MB.
+const maxStored = 1_000_000
+
 func short(id string) string { return id[max(0, len(id)-16):] }
 
 func (f *freshRows) LoadStates(ctx context.Context, ids []string) (map[string]*execution.State, error) {
@@ -221,6 +224,9 @@ func (f *freshRows) InsertRows(ctx context.Context, states []*execution.State) e
 	if f.fresh {
 		for _, s := range states {
 			f.stored[short(s.ID())] = struct{}{}
+		}
+		if len(f.stored) > maxStored {
+			f.fresh, f.stored = false, nil // From here on the table is asked.
 		}
 	}
 	return f.Shadow.InsertRows(ctx, states)
