@@ -104,15 +104,15 @@ func (g *Gateway) admitted(next http.Handler) http.Handler {
 			got := sha256.Sum256([]byte(token))
 			if !ok || subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
 				w.Header().Set("WWW-Authenticate", "Bearer")
-				writeProblem(w, problem(http.StatusUnauthorized, "the right token is needed: Authorization: Bearer …"))
+				refuse(w, r, problem(http.StatusUnauthorized, "the right token is needed: Authorization: Bearer …"))
 				return
 			}
 		case !localHost(r.Host):
-			writeProblem(w, problem(http.StatusForbidden, "the Host of a request must be localhost, 127.0.0.1 or [::1], as long as the gateway has no token"))
+			refuse(w, r, problem(http.StatusForbidden, "the Host of a request must be localhost, 127.0.0.1 or [::1], as long as the gateway has no token"))
 			return
 		}
 		if err := origins.Check(r); err != nil {
-			writeProblem(w, problem(http.StatusForbidden, "a web page of another origin may not do this"))
+			refuse(w, r, problem(http.StatusForbidden, "a web page of another origin may not do this"))
 			return
 		}
 		next.ServeHTTP(w, r)
@@ -144,7 +144,7 @@ func (g *Gateway) fitting(next http.Handler) http.Handler {
 			limit, timeout = events.MaxStdinBytes, uploadTimeout
 		}
 		if r.ContentLength > limit {
-			writeProblem(w, tooLarge(limit))
+			refuse(w, r, tooLarge(limit))
 			return
 		}
 		size := r.ContentLength
@@ -155,7 +155,7 @@ func (g *Gateway) fitting(next http.Handler) http.Handler {
 			size = limit
 		}
 		if !memory.TryAcquire(size) {
-			writeProblem(w, problem(http.StatusServiceUnavailable, "too many large requests at one time"))
+			refuse(w, r, problem(http.StatusServiceUnavailable, "too many large requests at one time"))
 			return
 		}
 		defer memory.Release(size)
@@ -189,6 +189,14 @@ func (b *timedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// refuse answers a request whose body nobody reads: neither does the server, which would wait for it first.
+func refuse(w http.ResponseWriter, r *http.Request, err error) {
+	if r.ContentLength != 0 {
+		w.Header().Set("Connection", "close")
+	}
+	writeProblem(w, err)
+}
+
 func tooLarge(limit int64) error {
 	return problem(http.StatusRequestEntityTooLarge, fmt.Sprintf("the request's body is larger than %d bytes", limit))
 }
@@ -204,10 +212,10 @@ func routed(routes *http.ServeMux) http.Handler {
 		answer := &headersOnly{header: w.Header()}
 		h.ServeHTTP(answer, r)
 		if answer.status == http.StatusMethodNotAllowed {
-			writeProblem(w, problem(answer.status, fmt.Sprintf("this method is not among what can be done here: %s", w.Header().Get("Allow"))))
+			refuse(w, r, problem(answer.status, fmt.Sprintf("this method is not among what can be done here: %s", w.Header().Get("Allow"))))
 			return
 		}
-		writeProblem(w, problem(http.StatusNotFound, "there is nothing at this path; /openapi.json lists what there is"))
+		refuse(w, r, problem(http.StatusNotFound, "there is nothing at this path; /openapi.json lists what there is"))
 	})
 }
 
