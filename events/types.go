@@ -28,6 +28,9 @@ const (
 	TypeOutputSealed       = "dev.verbatim.execution.OutputSealed.v1"
 	TypeOutputRecorded     = "dev.verbatim.execution.OutputRecorded.v1"
 	TypeRunnerLost         = "dev.verbatim.execution.RunnerLost.v1"
+	TypeRunnerReturned     = "dev.verbatim.execution.RunnerReturned.v1"
+	TypeRetryScheduled     = "dev.verbatim.execution.RetryScheduled.v1"
+	TypeRetryRequested     = "dev.verbatim.execution.RetryRequested.v1"
 	TypeStdinPart          = "dev.verbatim.execution.StdinPart.v1"
 	TypeRunnerHeartbeat    = "dev.verbatim.execution.RunnerHeartbeat.v1"
 )
@@ -40,7 +43,8 @@ var registry = []proto.Message{
 	(*executionv1.OutputChunk)(nil), (*executionv1.StdinWriteFailed)(nil), (*executionv1.OutputReadFailed)(nil),
 	(*executionv1.TerminationStarted)(nil), (*executionv1.ProcessExited)(nil), (*executionv1.WaitFailed)(nil),
 	(*executionv1.OutputSealed)(nil), (*executionv1.OutputRecorded)(nil),
-	(*executionv1.RunnerLost)(nil), (*executionv1.StdinPart)(nil), (*executionv1.RunnerHeartbeat)(nil),
+	(*executionv1.RunnerLost)(nil), (*executionv1.RunnerReturned)(nil),
+	(*executionv1.RetryScheduled)(nil), (*executionv1.RetryRequested)(nil), (*executionv1.StdinPart)(nil), (*executionv1.RunnerHeartbeat)(nil),
 }
 
 var byType = func() map[string]protoreflect.MessageType {

@@ -30,6 +30,7 @@ func Samples() []events.Event {
 	runner := events.Producer{Name: "runner", Source: "/verbatim/runner/r1"}
 	recorder := events.Producer{Name: "recorder", Source: "/verbatim/recorder"}
 	digest := sha256.Sum256(Binary)
+	watchdog := events.Producer{Name: "watchdog", Source: "/verbatim/watchdog"}
 	at := timestamppb.New(Time)
 	kill := &executionv1.Signal{Number: 9, Name: "KILL"}
 
@@ -79,6 +80,12 @@ func Samples() []events.Event {
 			Stream: executionv1.Stream_STREAM_STDOUT, Uri: "file:///var/lib/verbatim/stdout.log", SizeBytes: 6, Sha256: digest[:],
 		}}}),
 		must(recorder, 1, 2, &executionv1.RunnerLost{Runner: "r1", SilentSince: at, LastSequence: 9}),
+		must(watchdog, 1, 1, &executionv1.RunnerReturned{Runner: "r1", HeardAt: at}),
+		must(watchdog, 1, 2, &executionv1.RetryScheduled{NextAttempt: 2, NotBefore: at, Because: executionv1.RetryOn_RETRY_ON_LOST}),
+		must(watchdog, 2, 1, &executionv1.RetryRequested{Request: &executionv1.ExecutionRequested{
+			What:  &executionv1.ExecutionRequested_Command{Command: &executionv1.Command{Argv: []string{"sh", "-c", "exit 3"}}},
+			Retry: &executionv1.RetryPolicy{Retries: 2, RetryOn: []executionv1.RetryOn{executionv1.RetryOn_RETRY_ON_LOST}, Backoff: durationpb.New(time.Second), MaxBackoff: durationpb.New(time.Minute)},
+		}, RequestedAt: at}),
 		stdinPart(),
 		heartbeat(at),
 		cordon(),

@@ -44,6 +44,8 @@ const (
 	StartFailureReason_START_FAILURE_REASON_STDIN StartFailureReason = 7
 	// A limit, a user or a group that was asked for cannot be had on this runner.
 	StartFailureReason_START_FAILURE_REASON_LIMIT_UNAVAILABLE StartFailureReason = 8
+	// No runner started it in time. Then none does.
+	StartFailureReason_START_FAILURE_REASON_EXPIRED StartFailureReason = 9
 )
 
 // Enum value maps for StartFailureReason.
@@ -58,6 +60,7 @@ var (
 		6: "START_FAILURE_REASON_SECRET",
 		7: "START_FAILURE_REASON_STDIN",
 		8: "START_FAILURE_REASON_LIMIT_UNAVAILABLE",
+		9: "START_FAILURE_REASON_EXPIRED",
 	}
 	StartFailureReason_value = map[string]int32{
 		"START_FAILURE_REASON_UNSPECIFIED":            0,
@@ -69,6 +72,7 @@ var (
 		"START_FAILURE_REASON_SECRET":                 6,
 		"START_FAILURE_REASON_STDIN":                  7,
 		"START_FAILURE_REASON_LIMIT_UNAVAILABLE":      8,
+		"START_FAILURE_REASON_EXPIRED":                9,
 	}
 )
 
@@ -154,6 +158,62 @@ func (x TerminationCause) Number() protoreflect.EnumNumber {
 // Deprecated: Use TerminationCause.Descriptor instead.
 func (TerminationCause) EnumDescriptor() ([]byte, []int) {
 	return file_verbatim_execution_v1_process_proto_rawDescGZIP(), []int{1}
+}
+
+// LossCause is why nobody is expected to say more about an attempt.
+type LossCause int32
+
+const (
+	LossCause_LOSS_CAUSE_UNSPECIFIED LossCause = 0
+	// No heartbeat and no fact came from the runner.
+	LossCause_LOSS_CAUSE_SILENT LossCause = 1
+	// The runner lives and says that it does not have the attempt: it lost its data folder, for instance.
+	LossCause_LOSS_CAUSE_FORGOTTEN LossCause = 2
+	// The process ended, and the output was not sealed in time.
+	LossCause_LOSS_CAUSE_NOT_SEALED LossCause = 3
+)
+
+// Enum value maps for LossCause.
+var (
+	LossCause_name = map[int32]string{
+		0: "LOSS_CAUSE_UNSPECIFIED",
+		1: "LOSS_CAUSE_SILENT",
+		2: "LOSS_CAUSE_FORGOTTEN",
+		3: "LOSS_CAUSE_NOT_SEALED",
+	}
+	LossCause_value = map[string]int32{
+		"LOSS_CAUSE_UNSPECIFIED": 0,
+		"LOSS_CAUSE_SILENT":      1,
+		"LOSS_CAUSE_FORGOTTEN":   2,
+		"LOSS_CAUSE_NOT_SEALED":  3,
+	}
+)
+
+func (x LossCause) Enum() *LossCause {
+	p := new(LossCause)
+	*p = x
+	return p
+}
+
+func (x LossCause) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LossCause) Descriptor() protoreflect.EnumDescriptor {
+	return file_verbatim_execution_v1_process_proto_enumTypes[2].Descriptor()
+}
+
+func (LossCause) Type() protoreflect.EnumType {
+	return &file_verbatim_execution_v1_process_proto_enumTypes[2]
+}
+
+func (x LossCause) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LossCause.Descriptor instead.
+func (LossCause) EnumDescriptor() ([]byte, []int) {
+	return file_verbatim_execution_v1_process_proto_rawDescGZIP(), []int{2}
 }
 
 // ProcessStarted says that the process exists.
@@ -899,13 +959,17 @@ func (x *WaitFailed) GetFailedAt() *timestamppb.Timestamp {
 	return nil
 }
 
-// RunnerLost says that a runner fell silent while it had this attempt.
+// RunnerLost says that nobody is expected to say more about this attempt. The runner's own facts outweigh it: a fact past
+// last_sequence says that the runner is back.
 type RunnerLost struct {
-	state       protoimpl.MessageState `protogen:"open.v1"`
-	Runner      string                 `protobuf:"bytes,1,opt,name=runner,proto3" json:"runner,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty when it is not known.
+	Runner string `protobuf:"bytes,1,opt,name=runner,proto3" json:"runner,omitempty"`
+	// When something was last heard of it, by the broker's clock.
 	SilentSince *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=silent_since,json=silentSince,proto3" json:"silent_since,omitempty"`
 	// The last sequence seen from it.
-	LastSequence  uint64 `protobuf:"varint,3,opt,name=last_sequence,json=lastSequence,proto3" json:"last_sequence,omitempty"`
+	LastSequence  uint64    `protobuf:"varint,3,opt,name=last_sequence,json=lastSequence,proto3" json:"last_sequence,omitempty"`
+	Cause         LossCause `protobuf:"varint,4,opt,name=cause,proto3,enum=verbatim.execution.v1.LossCause" json:"cause,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -961,6 +1025,67 @@ func (x *RunnerLost) GetLastSequence() uint64 {
 	return 0
 }
 
+func (x *RunnerLost) GetCause() LossCause {
+	if x != nil {
+		return x.Cause
+	}
+	return LossCause_LOSS_CAUSE_UNSPECIFIED
+}
+
+// RunnerReturned says that a runner that was lost has the attempt again.
+type RunnerReturned struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Runner string                 `protobuf:"bytes,1,opt,name=runner,proto3" json:"runner,omitempty"`
+	// When its heartbeat came, by the broker's clock.
+	HeardAt       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=heard_at,json=heardAt,proto3" json:"heard_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RunnerReturned) Reset() {
+	*x = RunnerReturned{}
+	mi := &file_verbatim_execution_v1_process_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RunnerReturned) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RunnerReturned) ProtoMessage() {}
+
+func (x *RunnerReturned) ProtoReflect() protoreflect.Message {
+	mi := &file_verbatim_execution_v1_process_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RunnerReturned.ProtoReflect.Descriptor instead.
+func (*RunnerReturned) Descriptor() ([]byte, []int) {
+	return file_verbatim_execution_v1_process_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *RunnerReturned) GetRunner() string {
+	if x != nil {
+		return x.Runner
+	}
+	return ""
+}
+
+func (x *RunnerReturned) GetHeardAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.HeardAt
+	}
+	return nil
+}
+
 // RunnerHeartbeat says that a runner lives and what it runs.
 type RunnerHeartbeat struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -982,7 +1107,7 @@ type RunnerHeartbeat struct {
 
 func (x *RunnerHeartbeat) Reset() {
 	*x = RunnerHeartbeat{}
-	mi := &file_verbatim_execution_v1_process_proto_msgTypes[11]
+	mi := &file_verbatim_execution_v1_process_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -994,7 +1119,7 @@ func (x *RunnerHeartbeat) String() string {
 func (*RunnerHeartbeat) ProtoMessage() {}
 
 func (x *RunnerHeartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_verbatim_execution_v1_process_proto_msgTypes[11]
+	mi := &file_verbatim_execution_v1_process_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1007,7 +1132,7 @@ func (x *RunnerHeartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunnerHeartbeat.ProtoReflect.Descriptor instead.
 func (*RunnerHeartbeat) Descriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_process_proto_rawDescGZIP(), []int{11}
+	return file_verbatim_execution_v1_process_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RunnerHeartbeat) GetRunner() string {
@@ -1086,7 +1211,7 @@ type RunningAttempt struct {
 
 func (x *RunningAttempt) Reset() {
 	*x = RunningAttempt{}
-	mi := &file_verbatim_execution_v1_process_proto_msgTypes[12]
+	mi := &file_verbatim_execution_v1_process_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1098,7 +1223,7 @@ func (x *RunningAttempt) String() string {
 func (*RunningAttempt) ProtoMessage() {}
 
 func (x *RunningAttempt) ProtoReflect() protoreflect.Message {
-	mi := &file_verbatim_execution_v1_process_proto_msgTypes[12]
+	mi := &file_verbatim_execution_v1_process_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1111,7 +1236,7 @@ func (x *RunningAttempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunningAttempt.ProtoReflect.Descriptor instead.
 func (*RunningAttempt) Descriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_process_proto_rawDescGZIP(), []int{12}
+	return file_verbatim_execution_v1_process_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RunningAttempt) GetExecution() string {
@@ -1196,12 +1321,16 @@ const file_verbatim_execution_v1_process_proto_rawDesc = "" +
 	"WaitFailed\x12\x14\n" +
 	"\x05cause\x18\x01 \x01(\tR\x05cause\x12\x14\n" +
 	"\x05errno\x18\x02 \x01(\x05R\x05errno\x127\n" +
-	"\tfailed_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bfailedAt\"\x88\x01\n" +
+	"\tfailed_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bfailedAt\"\xc0\x01\n" +
 	"\n" +
 	"RunnerLost\x12\x16\n" +
 	"\x06runner\x18\x01 \x01(\tR\x06runner\x12=\n" +
 	"\fsilent_since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\vsilentSince\x12#\n" +
-	"\rlast_sequence\x18\x03 \x01(\x04R\flastSequence\"\xc6\x02\n" +
+	"\rlast_sequence\x18\x03 \x01(\x04R\flastSequence\x126\n" +
+	"\x05cause\x18\x04 \x01(\x0e2 .verbatim.execution.v1.LossCauseR\x05cause\"_\n" +
+	"\x0eRunnerReturned\x12\x16\n" +
+	"\x06runner\x18\x01 \x01(\tR\x06runner\x125\n" +
+	"\bheard_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aheardAt\"\xc6\x02\n" +
 	"\x0fRunnerHeartbeat\x12\x16\n" +
 	"\x06runner\x18\x01 \x01(\tR\x06runner\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x14\n" +
@@ -1216,7 +1345,7 @@ const file_verbatim_execution_v1_process_proto_rawDesc = "" +
 	"\x0eRunningAttempt\x12\x1c\n" +
 	"\texecution\x18\x01 \x01(\tR\texecution\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\rR\aattempt\x12#\n" +
-	"\rlast_sequence\x18\x03 \x01(\x04R\flastSequence*\xf0\x02\n" +
+	"\rlast_sequence\x18\x03 \x01(\x04R\flastSequence*\x92\x03\n" +
 	"\x12StartFailureReason\x12$\n" +
 	" START_FAILURE_REASON_UNSPECIFIED\x10\x00\x12*\n" +
 	"&START_FAILURE_REASON_COMMAND_NOT_FOUND\x10\x01\x12/\n" +
@@ -1226,13 +1355,19 @@ const file_verbatim_execution_v1_process_proto_rawDesc = "" +
 	"\x1eSTART_FAILURE_REASON_CANCELLED\x10\x05\x12\x1f\n" +
 	"\x1bSTART_FAILURE_REASON_SECRET\x10\x06\x12\x1e\n" +
 	"\x1aSTART_FAILURE_REASON_STDIN\x10\a\x12*\n" +
-	"&START_FAILURE_REASON_LIMIT_UNAVAILABLE\x10\b*\xbe\x01\n" +
+	"&START_FAILURE_REASON_LIMIT_UNAVAILABLE\x10\b\x12 \n" +
+	"\x1cSTART_FAILURE_REASON_EXPIRED\x10\t*\xbe\x01\n" +
 	"\x10TerminationCause\x12!\n" +
 	"\x1dTERMINATION_CAUSE_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19TERMINATION_CAUSE_TIMEOUT\x10\x01\x12\x1c\n" +
 	"\x18TERMINATION_CAUSE_CANCEL\x10\x02\x12%\n" +
 	"!TERMINATION_CAUSE_RUNNER_SHUTDOWN\x10\x03\x12#\n" +
-	"\x1fTERMINATION_CAUSE_RUNNER_KILLED\x10\x04B=Z;verbatim.dev/events/proto/verbatim/execution/v1;executionv1b\x06proto3"
+	"\x1fTERMINATION_CAUSE_RUNNER_KILLED\x10\x04*s\n" +
+	"\tLossCause\x12\x1a\n" +
+	"\x16LOSS_CAUSE_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11LOSS_CAUSE_SILENT\x10\x01\x12\x18\n" +
+	"\x14LOSS_CAUSE_FORGOTTEN\x10\x02\x12\x19\n" +
+	"\x15LOSS_CAUSE_NOT_SEALED\x10\x03B=Z;verbatim.dev/events/proto/verbatim/execution/v1;executionv1b\x06proto3"
 
 var (
 	file_verbatim_execution_v1_process_proto_rawDescOnce sync.Once
@@ -1246,49 +1381,53 @@ func file_verbatim_execution_v1_process_proto_rawDescGZIP() []byte {
 	return file_verbatim_execution_v1_process_proto_rawDescData
 }
 
-var file_verbatim_execution_v1_process_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_verbatim_execution_v1_process_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_verbatim_execution_v1_process_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_verbatim_execution_v1_process_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_verbatim_execution_v1_process_proto_goTypes = []any{
 	(StartFailureReason)(0),       // 0: verbatim.execution.v1.StartFailureReason
 	(TerminationCause)(0),         // 1: verbatim.execution.v1.TerminationCause
-	(*ProcessStarted)(nil),        // 2: verbatim.execution.v1.ProcessStarted
-	(*StartFailed)(nil),           // 3: verbatim.execution.v1.StartFailed
-	(*StdinWriteFailed)(nil),      // 4: verbatim.execution.v1.StdinWriteFailed
-	(*TerminationStarted)(nil),    // 5: verbatim.execution.v1.TerminationStarted
-	(*SentSignal)(nil),            // 6: verbatim.execution.v1.SentSignal
-	(*Signal)(nil),                // 7: verbatim.execution.v1.Signal
-	(*ProcessExited)(nil),         // 8: verbatim.execution.v1.ProcessExited
-	(*ResourceUsage)(nil),         // 9: verbatim.execution.v1.ResourceUsage
-	(*OutOfMemory)(nil),           // 10: verbatim.execution.v1.OutOfMemory
-	(*WaitFailed)(nil),            // 11: verbatim.execution.v1.WaitFailed
-	(*RunnerLost)(nil),            // 12: verbatim.execution.v1.RunnerLost
-	(*RunnerHeartbeat)(nil),       // 13: verbatim.execution.v1.RunnerHeartbeat
-	(*RunningAttempt)(nil),        // 14: verbatim.execution.v1.RunningAttempt
-	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 16: google.protobuf.Duration
+	(LossCause)(0),                // 2: verbatim.execution.v1.LossCause
+	(*ProcessStarted)(nil),        // 3: verbatim.execution.v1.ProcessStarted
+	(*StartFailed)(nil),           // 4: verbatim.execution.v1.StartFailed
+	(*StdinWriteFailed)(nil),      // 5: verbatim.execution.v1.StdinWriteFailed
+	(*TerminationStarted)(nil),    // 6: verbatim.execution.v1.TerminationStarted
+	(*SentSignal)(nil),            // 7: verbatim.execution.v1.SentSignal
+	(*Signal)(nil),                // 8: verbatim.execution.v1.Signal
+	(*ProcessExited)(nil),         // 9: verbatim.execution.v1.ProcessExited
+	(*ResourceUsage)(nil),         // 10: verbatim.execution.v1.ResourceUsage
+	(*OutOfMemory)(nil),           // 11: verbatim.execution.v1.OutOfMemory
+	(*WaitFailed)(nil),            // 12: verbatim.execution.v1.WaitFailed
+	(*RunnerLost)(nil),            // 13: verbatim.execution.v1.RunnerLost
+	(*RunnerReturned)(nil),        // 14: verbatim.execution.v1.RunnerReturned
+	(*RunnerHeartbeat)(nil),       // 15: verbatim.execution.v1.RunnerHeartbeat
+	(*RunningAttempt)(nil),        // 16: verbatim.execution.v1.RunningAttempt
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
 }
 var file_verbatim_execution_v1_process_proto_depIdxs = []int32{
-	15, // 0: verbatim.execution.v1.ProcessStarted.process_started_at:type_name -> google.protobuf.Timestamp
+	17, // 0: verbatim.execution.v1.ProcessStarted.process_started_at:type_name -> google.protobuf.Timestamp
 	0,  // 1: verbatim.execution.v1.StartFailed.reason:type_name -> verbatim.execution.v1.StartFailureReason
 	1,  // 2: verbatim.execution.v1.TerminationStarted.cause:type_name -> verbatim.execution.v1.TerminationCause
-	6,  // 3: verbatim.execution.v1.TerminationStarted.signals:type_name -> verbatim.execution.v1.SentSignal
-	7,  // 4: verbatim.execution.v1.SentSignal.signal:type_name -> verbatim.execution.v1.Signal
-	15, // 5: verbatim.execution.v1.SentSignal.sent_at:type_name -> google.protobuf.Timestamp
-	7,  // 6: verbatim.execution.v1.ProcessExited.signal:type_name -> verbatim.execution.v1.Signal
-	15, // 7: verbatim.execution.v1.ProcessExited.ended_at:type_name -> google.protobuf.Timestamp
-	9,  // 8: verbatim.execution.v1.ProcessExited.usage:type_name -> verbatim.execution.v1.ResourceUsage
-	10, // 9: verbatim.execution.v1.ProcessExited.out_of_memory:type_name -> verbatim.execution.v1.OutOfMemory
-	16, // 10: verbatim.execution.v1.ResourceUsage.user_time:type_name -> google.protobuf.Duration
-	16, // 11: verbatim.execution.v1.ResourceUsage.system_time:type_name -> google.protobuf.Duration
-	15, // 12: verbatim.execution.v1.WaitFailed.failed_at:type_name -> google.protobuf.Timestamp
-	15, // 13: verbatim.execution.v1.RunnerLost.silent_since:type_name -> google.protobuf.Timestamp
-	14, // 14: verbatim.execution.v1.RunnerHeartbeat.running:type_name -> verbatim.execution.v1.RunningAttempt
-	15, // 15: verbatim.execution.v1.RunnerHeartbeat.started_at:type_name -> google.protobuf.Timestamp
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	7,  // 3: verbatim.execution.v1.TerminationStarted.signals:type_name -> verbatim.execution.v1.SentSignal
+	8,  // 4: verbatim.execution.v1.SentSignal.signal:type_name -> verbatim.execution.v1.Signal
+	17, // 5: verbatim.execution.v1.SentSignal.sent_at:type_name -> google.protobuf.Timestamp
+	8,  // 6: verbatim.execution.v1.ProcessExited.signal:type_name -> verbatim.execution.v1.Signal
+	17, // 7: verbatim.execution.v1.ProcessExited.ended_at:type_name -> google.protobuf.Timestamp
+	10, // 8: verbatim.execution.v1.ProcessExited.usage:type_name -> verbatim.execution.v1.ResourceUsage
+	11, // 9: verbatim.execution.v1.ProcessExited.out_of_memory:type_name -> verbatim.execution.v1.OutOfMemory
+	18, // 10: verbatim.execution.v1.ResourceUsage.user_time:type_name -> google.protobuf.Duration
+	18, // 11: verbatim.execution.v1.ResourceUsage.system_time:type_name -> google.protobuf.Duration
+	17, // 12: verbatim.execution.v1.WaitFailed.failed_at:type_name -> google.protobuf.Timestamp
+	17, // 13: verbatim.execution.v1.RunnerLost.silent_since:type_name -> google.protobuf.Timestamp
+	2,  // 14: verbatim.execution.v1.RunnerLost.cause:type_name -> verbatim.execution.v1.LossCause
+	17, // 15: verbatim.execution.v1.RunnerReturned.heard_at:type_name -> google.protobuf.Timestamp
+	16, // 16: verbatim.execution.v1.RunnerHeartbeat.running:type_name -> verbatim.execution.v1.RunningAttempt
+	17, // 17: verbatim.execution.v1.RunnerHeartbeat.started_at:type_name -> google.protobuf.Timestamp
+	18, // [18:18] is the sub-list for method output_type
+	18, // [18:18] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_verbatim_execution_v1_process_proto_init() }
@@ -1305,8 +1444,8 @@ func file_verbatim_execution_v1_process_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_verbatim_execution_v1_process_proto_rawDesc), len(file_verbatim_execution_v1_process_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   13,
+			NumEnums:      3,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

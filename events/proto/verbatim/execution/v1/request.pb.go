@@ -27,6 +27,63 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// RetryOn is an end after which an execution may be tried again.
+type RetryOn int32
+
+const (
+	RetryOn_RETRY_ON_UNSPECIFIED RetryOn = 0
+	// Its runner fell silent, or no longer has it.
+	RetryOn_RETRY_ON_LOST RetryOn = 1
+	// A process ran and its end was no success: an exit code other than 0, a signal, an end that nobody saw. Not one that could not be
+	// prepared or started: it would fail the same way.
+	RetryOn_RETRY_ON_FAILED RetryOn = 2
+	// It ran into its timeout.
+	RetryOn_RETRY_ON_TIMEOUT RetryOn = 3
+)
+
+// Enum value maps for RetryOn.
+var (
+	RetryOn_name = map[int32]string{
+		0: "RETRY_ON_UNSPECIFIED",
+		1: "RETRY_ON_LOST",
+		2: "RETRY_ON_FAILED",
+		3: "RETRY_ON_TIMEOUT",
+	}
+	RetryOn_value = map[string]int32{
+		"RETRY_ON_UNSPECIFIED": 0,
+		"RETRY_ON_LOST":        1,
+		"RETRY_ON_FAILED":      2,
+		"RETRY_ON_TIMEOUT":     3,
+	}
+)
+
+func (x RetryOn) Enum() *RetryOn {
+	p := new(RetryOn)
+	*p = x
+	return p
+}
+
+func (x RetryOn) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RetryOn) Descriptor() protoreflect.EnumDescriptor {
+	return file_verbatim_execution_v1_request_proto_enumTypes[0].Descriptor()
+}
+
+func (RetryOn) Type() protoreflect.EnumType {
+	return &file_verbatim_execution_v1_request_proto_enumTypes[0]
+}
+
+func (x RetryOn) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RetryOn.Descriptor instead.
+func (RetryOn) EnumDescriptor() ([]byte, []int) {
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{0}
+}
+
 // PreparationFailureReason is why a request could not be prepared.
 type PreparationFailureReason int32
 
@@ -36,6 +93,8 @@ const (
 	PreparationFailureReason_PREPARATION_FAILURE_REASON_RUNTIME_NOT_FOUND  PreparationFailureReason = 2
 	PreparationFailureReason_PREPARATION_FAILURE_REASON_INVALID_PARAMETERS PreparationFailureReason = 3
 	PreparationFailureReason_PREPARATION_FAILURE_REASON_SECRET_NOT_FOUND   PreparationFailureReason = 4
+	// It was not prepared in time. Then it never is.
+	PreparationFailureReason_PREPARATION_FAILURE_REASON_EXPIRED PreparationFailureReason = 5
 )
 
 // Enum value maps for PreparationFailureReason.
@@ -46,6 +105,7 @@ var (
 		2: "PREPARATION_FAILURE_REASON_RUNTIME_NOT_FOUND",
 		3: "PREPARATION_FAILURE_REASON_INVALID_PARAMETERS",
 		4: "PREPARATION_FAILURE_REASON_SECRET_NOT_FOUND",
+		5: "PREPARATION_FAILURE_REASON_EXPIRED",
 	}
 	PreparationFailureReason_value = map[string]int32{
 		"PREPARATION_FAILURE_REASON_UNSPECIFIED":        0,
@@ -53,6 +113,7 @@ var (
 		"PREPARATION_FAILURE_REASON_RUNTIME_NOT_FOUND":  2,
 		"PREPARATION_FAILURE_REASON_INVALID_PARAMETERS": 3,
 		"PREPARATION_FAILURE_REASON_SECRET_NOT_FOUND":   4,
+		"PREPARATION_FAILURE_REASON_EXPIRED":            5,
 	}
 )
 
@@ -67,11 +128,11 @@ func (x PreparationFailureReason) String() string {
 }
 
 func (PreparationFailureReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_verbatim_execution_v1_request_proto_enumTypes[0].Descriptor()
+	return file_verbatim_execution_v1_request_proto_enumTypes[1].Descriptor()
 }
 
 func (PreparationFailureReason) Type() protoreflect.EnumType {
-	return &file_verbatim_execution_v1_request_proto_enumTypes[0]
+	return &file_verbatim_execution_v1_request_proto_enumTypes[1]
 }
 
 func (x PreparationFailureReason) Number() protoreflect.EnumNumber {
@@ -80,7 +141,7 @@ func (x PreparationFailureReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PreparationFailureReason.Descriptor instead.
 func (PreparationFailureReason) EnumDescriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{0}
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{1}
 }
 
 // ExecutionRequested says what somebody wants to run. It belongs to the execution, not to one of its
@@ -111,7 +172,9 @@ type ExecutionRequested struct {
 	// Bounds and identity of the process. Absent: the runner's own.
 	Limits *Limits `protobuf:"bytes,10,opt,name=limits,proto3" json:"limits,omitempty"`
 	// How much of each output stream is published. Absent: the first 2 MiB and the last 8 MiB.
-	OutputLimit   *OutputLimit `protobuf:"bytes,11,opt,name=output_limit,json=outputLimit,proto3" json:"output_limit,omitempty"`
+	OutputLimit *OutputLimit `protobuf:"bytes,11,opt,name=output_limit,json=outputLimit,proto3" json:"output_limit,omitempty"`
+	// Which ends are followed by another attempt. Absent: none.
+	Retry         *RetryPolicy `protobuf:"bytes,12,opt,name=retry,proto3" json:"retry,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -234,6 +297,13 @@ func (x *ExecutionRequested) GetOutputLimit() *OutputLimit {
 	return nil
 }
 
+func (x *ExecutionRequested) GetRetry() *RetryPolicy {
+	if x != nil {
+		return x.Retry
+	}
+	return nil
+}
+
 type isExecutionRequested_What interface {
 	isExecutionRequested_What()
 }
@@ -249,6 +319,197 @@ type ExecutionRequested_Command struct {
 func (*ExecutionRequested_Action) isExecutionRequested_What() {}
 
 func (*ExecutionRequested_Command) isExecutionRequested_What() {}
+
+// RetryPolicy says after which ends the execution is tried again. A cancel ends the retries.
+type RetryPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many attempts may follow the first one.
+	Retries uint32 `protobuf:"varint,1,opt,name=retries,proto3" json:"retries,omitempty"`
+	// After which ends. A process that was lost may still run, so LOST may run it twice at the same time.
+	RetryOn []RetryOn `protobuf:"varint,2,rep,packed,name=retry_on,json=retryOn,proto3,enum=verbatim.execution.v1.RetryOn" json:"retry_on,omitempty"`
+	// The pause before the second attempt; it doubles with each further one, up to max_backoff, and is shortened by up to
+	// a half so that many executions do not come at the same moment. Absent: 1 s and 5 min.
+	Backoff       *durationpb.Duration `protobuf:"bytes,3,opt,name=backoff,proto3" json:"backoff,omitempty"`
+	MaxBackoff    *durationpb.Duration `protobuf:"bytes,4,opt,name=max_backoff,json=maxBackoff,proto3" json:"max_backoff,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryPolicy) Reset() {
+	*x = RetryPolicy{}
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryPolicy) ProtoMessage() {}
+
+func (x *RetryPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryPolicy.ProtoReflect.Descriptor instead.
+func (*RetryPolicy) Descriptor() ([]byte, []int) {
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RetryPolicy) GetRetries() uint32 {
+	if x != nil {
+		return x.Retries
+	}
+	return 0
+}
+
+func (x *RetryPolicy) GetRetryOn() []RetryOn {
+	if x != nil {
+		return x.RetryOn
+	}
+	return nil
+}
+
+func (x *RetryPolicy) GetBackoff() *durationpb.Duration {
+	if x != nil {
+		return x.Backoff
+	}
+	return nil
+}
+
+func (x *RetryPolicy) GetMaxBackoff() *durationpb.Duration {
+	if x != nil {
+		return x.MaxBackoff
+	}
+	return nil
+}
+
+// RetryScheduled says that another attempt follows the one that it is about.
+type RetryScheduled struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The number of the attempt that follows.
+	NextAttempt uint32 `protobuf:"varint,1,opt,name=next_attempt,json=nextAttempt,proto3" json:"next_attempt,omitempty"`
+	// It is requested then, by the broker's clock.
+	NotBefore *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	// The end that it follows.
+	Because       RetryOn `protobuf:"varint,3,opt,name=because,proto3,enum=verbatim.execution.v1.RetryOn" json:"because,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryScheduled) Reset() {
+	*x = RetryScheduled{}
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryScheduled) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryScheduled) ProtoMessage() {}
+
+func (x *RetryScheduled) ProtoReflect() protoreflect.Message {
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryScheduled.ProtoReflect.Descriptor instead.
+func (*RetryScheduled) Descriptor() ([]byte, []int) {
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *RetryScheduled) GetNextAttempt() uint32 {
+	if x != nil {
+		return x.NextAttempt
+	}
+	return 0
+}
+
+func (x *RetryScheduled) GetNotBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotBefore
+	}
+	return nil
+}
+
+func (x *RetryScheduled) GetBecause() RetryOn {
+	if x != nil {
+		return x.Because
+	}
+	return RetryOn_RETRY_ON_UNSPECIFIED
+}
+
+// RetryRequested asks for the attempt that the event is about. It is a command, and no fact.
+type RetryRequested struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The request as it was.
+	Request       *ExecutionRequested    `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	RequestedAt   *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=requested_at,json=requestedAt,proto3" json:"requested_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryRequested) Reset() {
+	*x = RetryRequested{}
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryRequested) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryRequested) ProtoMessage() {}
+
+func (x *RetryRequested) ProtoReflect() protoreflect.Message {
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryRequested.ProtoReflect.Descriptor instead.
+func (*RetryRequested) Descriptor() ([]byte, []int) {
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RetryRequested) GetRequest() *ExecutionRequested {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *RetryRequested) GetRequestedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RequestedAt
+	}
+	return nil
+}
 
 // OutputLimit says how much of each output stream is published when a process writes much: its beginning and its end. What
 // lies between is read, counted and digested, and listed as elided by the seal. A process is never ended for writing much.
@@ -266,7 +527,7 @@ type OutputLimit struct {
 
 func (x *OutputLimit) Reset() {
 	*x = OutputLimit{}
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[1]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -278,7 +539,7 @@ func (x *OutputLimit) String() string {
 func (*OutputLimit) ProtoMessage() {}
 
 func (x *OutputLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[1]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -291,7 +552,7 @@ func (x *OutputLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputLimit.ProtoReflect.Descriptor instead.
 func (*OutputLimit) Descriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{1}
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *OutputLimit) GetNone() bool {
@@ -332,7 +593,7 @@ type StdinUpload struct {
 
 func (x *StdinUpload) Reset() {
 	*x = StdinUpload{}
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[2]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -344,7 +605,7 @@ func (x *StdinUpload) String() string {
 func (*StdinUpload) ProtoMessage() {}
 
 func (x *StdinUpload) ProtoReflect() protoreflect.Message {
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[2]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -357,7 +618,7 @@ func (x *StdinUpload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdinUpload.ProtoReflect.Descriptor instead.
 func (*StdinUpload) Descriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{2}
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *StdinUpload) GetUpload() string {
@@ -408,7 +669,7 @@ type StdinPart struct {
 
 func (x *StdinPart) Reset() {
 	*x = StdinPart{}
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[3]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -420,7 +681,7 @@ func (x *StdinPart) String() string {
 func (*StdinPart) ProtoMessage() {}
 
 func (x *StdinPart) ProtoReflect() protoreflect.Message {
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[3]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -433,7 +694,7 @@ func (x *StdinPart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdinPart.ProtoReflect.Descriptor instead.
 func (*StdinPart) Descriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{3}
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *StdinPart) GetOffset() uint64 {
@@ -462,7 +723,7 @@ type Action struct {
 
 func (x *Action) Reset() {
 	*x = Action{}
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[4]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -474,7 +735,7 @@ func (x *Action) String() string {
 func (*Action) ProtoMessage() {}
 
 func (x *Action) ProtoReflect() protoreflect.Message {
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[4]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -487,7 +748,7 @@ func (x *Action) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Action.ProtoReflect.Descriptor instead.
 func (*Action) Descriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{4}
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Action) GetName() string {
@@ -519,7 +780,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[5]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -531,7 +792,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[5]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -544,7 +805,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{5}
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Command) GetArgv() []string {
@@ -579,7 +840,7 @@ type CancelRequested struct {
 
 func (x *CancelRequested) Reset() {
 	*x = CancelRequested{}
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[6]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -591,7 +852,7 @@ func (x *CancelRequested) String() string {
 func (*CancelRequested) ProtoMessage() {}
 
 func (x *CancelRequested) ProtoReflect() protoreflect.Message {
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[6]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -604,7 +865,7 @@ func (x *CancelRequested) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRequested.ProtoReflect.Descriptor instead.
 func (*CancelRequested) Descriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{6}
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CancelRequested) GetRequestedBy() string {
@@ -635,7 +896,7 @@ type CordonRequested struct {
 
 func (x *CordonRequested) Reset() {
 	*x = CordonRequested{}
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[7]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -647,7 +908,7 @@ func (x *CordonRequested) String() string {
 func (*CordonRequested) ProtoMessage() {}
 
 func (x *CordonRequested) ProtoReflect() protoreflect.Message {
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[7]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -660,7 +921,7 @@ func (x *CordonRequested) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CordonRequested.ProtoReflect.Descriptor instead.
 func (*CordonRequested) Descriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{7}
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CordonRequested) GetCordoned() bool {
@@ -703,14 +964,16 @@ type Prepared struct {
 	StdinUpload *StdinUpload      `protobuf:"bytes,12,opt,name=stdin_upload,json=stdinUpload,proto3" json:"stdin_upload,omitempty"`
 	Limits      *Limits           `protobuf:"bytes,13,opt,name=limits,proto3" json:"limits,omitempty"`
 	// Absent: the first 2 MiB and the last 8 MiB.
-	OutputLimit   *OutputLimit `protobuf:"bytes,14,opt,name=output_limit,json=outputLimit,proto3" json:"output_limit,omitempty"`
+	OutputLimit *OutputLimit `protobuf:"bytes,14,opt,name=output_limit,json=outputLimit,proto3" json:"output_limit,omitempty"`
+	// No runner starts it later than that. Absent: at any time.
+	StartBy       *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=start_by,json=startBy,proto3" json:"start_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Prepared) Reset() {
 	*x = Prepared{}
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[8]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -722,7 +985,7 @@ func (x *Prepared) String() string {
 func (*Prepared) ProtoMessage() {}
 
 func (x *Prepared) ProtoReflect() protoreflect.Message {
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[8]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -735,7 +998,7 @@ func (x *Prepared) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Prepared.ProtoReflect.Descriptor instead.
 func (*Prepared) Descriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{8}
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Prepared) GetArgv() []string {
@@ -836,6 +1099,13 @@ func (x *Prepared) GetOutputLimit() *OutputLimit {
 	return nil
 }
 
+func (x *Prepared) GetStartBy() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartBy
+	}
+	return nil
+}
+
 // PreparationFailed says why no launch spec could be made. The attempt ends with it.
 type PreparationFailed struct {
 	state  protoimpl.MessageState   `protogen:"open.v1"`
@@ -848,7 +1118,7 @@ type PreparationFailed struct {
 
 func (x *PreparationFailed) Reset() {
 	*x = PreparationFailed{}
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[9]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -860,7 +1130,7 @@ func (x *PreparationFailed) String() string {
 func (*PreparationFailed) ProtoMessage() {}
 
 func (x *PreparationFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_verbatim_execution_v1_request_proto_msgTypes[9]
+	mi := &file_verbatim_execution_v1_request_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -873,7 +1143,7 @@ func (x *PreparationFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreparationFailed.ProtoReflect.Descriptor instead.
 func (*PreparationFailed) Descriptor() ([]byte, []int) {
-	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{9}
+	return file_verbatim_execution_v1_request_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PreparationFailed) GetReason() PreparationFailureReason {
@@ -894,7 +1164,7 @@ var File_verbatim_execution_v1_request_proto protoreflect.FileDescriptor
 
 const file_verbatim_execution_v1_request_proto_rawDesc = "" +
 	"\n" +
-	"#verbatim/execution/v1/request.proto\x12\x15verbatim.execution.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"verbatim/execution/v1/limits.proto\"\x8d\x06\n" +
+	"#verbatim/execution/v1/request.proto\x12\x15verbatim.execution.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"verbatim/execution/v1/limits.proto\"\xc7\x06\n" +
 	"\x12ExecutionRequested\x127\n" +
 	"\x06action\x18\x01 \x01(\v2\x1d.verbatim.execution.v1.ActionH\x00R\x06action\x12:\n" +
 	"\acommand\x18\x02 \x01(\v2\x1e.verbatim.execution.v1.CommandH\x00R\acommand\x123\n" +
@@ -907,14 +1177,29 @@ const file_verbatim_execution_v1_request_proto_rawDesc = "" +
 	"\fstdin_upload\x18\t \x01(\v2\".verbatim.execution.v1.StdinUploadR\vstdinUpload\x125\n" +
 	"\x06limits\x18\n" +
 	" \x01(\v2\x1d.verbatim.execution.v1.LimitsR\x06limits\x12E\n" +
-	"\foutput_limit\x18\v \x01(\v2\".verbatim.execution.v1.OutputLimitR\voutputLimit\x1a9\n" +
+	"\foutput_limit\x18\v \x01(\v2\".verbatim.execution.v1.OutputLimitR\voutputLimit\x128\n" +
+	"\x05retry\x18\f \x01(\v2\".verbatim.execution.v1.RetryPolicyR\x05retry\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a:\n" +
 	"\fSecretsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01B\x06\n" +
-	"\x04what\"_\n" +
+	"\x04what\"\xd3\x01\n" +
+	"\vRetryPolicy\x12\x18\n" +
+	"\aretries\x18\x01 \x01(\rR\aretries\x129\n" +
+	"\bretry_on\x18\x02 \x03(\x0e2\x1e.verbatim.execution.v1.RetryOnR\aretryOn\x123\n" +
+	"\abackoff\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\abackoff\x12:\n" +
+	"\vmax_backoff\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"maxBackoff\"\xa8\x01\n" +
+	"\x0eRetryScheduled\x12!\n" +
+	"\fnext_attempt\x18\x01 \x01(\rR\vnextAttempt\x129\n" +
+	"\n" +
+	"not_before\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x128\n" +
+	"\abecause\x18\x03 \x01(\x0e2\x1e.verbatim.execution.v1.RetryOnR\abecause\"\x94\x01\n" +
+	"\x0eRetryRequested\x12C\n" +
+	"\arequest\x18\x01 \x01(\v2).verbatim.execution.v1.ExecutionRequestedR\arequest\x12=\n" +
+	"\frequested_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\vrequestedAt\"_\n" +
 	"\vOutputLimit\x12\x12\n" +
 	"\x04none\x18\x01 \x01(\bR\x04none\x12\x1d\n" +
 	"\n" +
@@ -948,7 +1233,7 @@ const file_verbatim_execution_v1_request_proto_rawDesc = "" +
 	"\x0fCordonRequested\x12\x1a\n" +
 	"\bcordoned\x18\x01 \x01(\bR\bcordoned\x12!\n" +
 	"\frequested_by\x18\x02 \x01(\tR\vrequestedBy\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x8f\a\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xc6\a\n" +
 	"\bPrepared\x12\x12\n" +
 	"\x04argv\x18\x01 \x03(\tR\x04argv\x12R\n" +
 	"\venvironment\x18\x02 \x03(\v20.verbatim.execution.v1.Prepared.EnvironmentEntryR\venvironment\x12\x1c\n" +
@@ -964,7 +1249,8 @@ const file_verbatim_execution_v1_request_proto_rawDesc = "" +
 	"\asecrets\x18\v \x03(\v2,.verbatim.execution.v1.Prepared.SecretsEntryR\asecrets\x12E\n" +
 	"\fstdin_upload\x18\f \x01(\v2\".verbatim.execution.v1.StdinUploadR\vstdinUpload\x125\n" +
 	"\x06limits\x18\r \x01(\v2\x1d.verbatim.execution.v1.LimitsR\x06limits\x12E\n" +
-	"\foutput_limit\x18\x0e \x01(\v2\".verbatim.execution.v1.OutputLimitR\voutputLimit\x1a>\n" +
+	"\foutput_limit\x18\x0e \x01(\v2\".verbatim.execution.v1.OutputLimitR\voutputLimit\x125\n" +
+	"\bstart_by\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\astartBy\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
@@ -976,13 +1262,19 @@ const file_verbatim_execution_v1_request_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"v\n" +
 	"\x11PreparationFailed\x12G\n" +
 	"\x06reason\x18\x01 \x01(\x0e2/.verbatim.execution.v1.PreparationFailureReasonR\x06reason\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage*\x8b\x02\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage*a\n" +
+	"\aRetryOn\x12\x18\n" +
+	"\x14RETRY_ON_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rRETRY_ON_LOST\x10\x01\x12\x13\n" +
+	"\x0fRETRY_ON_FAILED\x10\x02\x12\x14\n" +
+	"\x10RETRY_ON_TIMEOUT\x10\x03*\xb3\x02\n" +
 	"\x18PreparationFailureReason\x12*\n" +
 	"&PREPARATION_FAILURE_REASON_UNSPECIFIED\x10\x00\x12-\n" +
 	")PREPARATION_FAILURE_REASON_UNKNOWN_ACTION\x10\x01\x120\n" +
 	",PREPARATION_FAILURE_REASON_RUNTIME_NOT_FOUND\x10\x02\x121\n" +
 	"-PREPARATION_FAILURE_REASON_INVALID_PARAMETERS\x10\x03\x12/\n" +
-	"+PREPARATION_FAILURE_REASON_SECRET_NOT_FOUND\x10\x04B=Z;verbatim.dev/events/proto/verbatim/execution/v1;executionv1b\x06proto3"
+	"+PREPARATION_FAILURE_REASON_SECRET_NOT_FOUND\x10\x04\x12&\n" +
+	"\"PREPARATION_FAILURE_REASON_EXPIRED\x10\x05B=Z;verbatim.dev/events/proto/verbatim/execution/v1;executionv1b\x06proto3"
 
 var (
 	file_verbatim_execution_v1_request_proto_rawDescOnce sync.Once
@@ -996,56 +1288,69 @@ func file_verbatim_execution_v1_request_proto_rawDescGZIP() []byte {
 	return file_verbatim_execution_v1_request_proto_rawDescData
 }
 
-var file_verbatim_execution_v1_request_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_verbatim_execution_v1_request_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_verbatim_execution_v1_request_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_verbatim_execution_v1_request_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_verbatim_execution_v1_request_proto_goTypes = []any{
-	(PreparationFailureReason)(0), // 0: verbatim.execution.v1.PreparationFailureReason
-	(*ExecutionRequested)(nil),    // 1: verbatim.execution.v1.ExecutionRequested
-	(*OutputLimit)(nil),           // 2: verbatim.execution.v1.OutputLimit
-	(*StdinUpload)(nil),           // 3: verbatim.execution.v1.StdinUpload
-	(*StdinPart)(nil),             // 4: verbatim.execution.v1.StdinPart
-	(*Action)(nil),                // 5: verbatim.execution.v1.Action
-	(*Command)(nil),               // 6: verbatim.execution.v1.Command
-	(*CancelRequested)(nil),       // 7: verbatim.execution.v1.CancelRequested
-	(*CordonRequested)(nil),       // 8: verbatim.execution.v1.CordonRequested
-	(*Prepared)(nil),              // 9: verbatim.execution.v1.Prepared
-	(*PreparationFailed)(nil),     // 10: verbatim.execution.v1.PreparationFailed
-	nil,                           // 11: verbatim.execution.v1.ExecutionRequested.LabelsEntry
-	nil,                           // 12: verbatim.execution.v1.ExecutionRequested.SecretsEntry
-	nil,                           // 13: verbatim.execution.v1.Command.EnvironmentEntry
-	nil,                           // 14: verbatim.execution.v1.Prepared.EnvironmentEntry
-	nil,                           // 15: verbatim.execution.v1.Prepared.LabelsEntry
-	nil,                           // 16: verbatim.execution.v1.Prepared.SecretsEntry
-	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
-	(*Limits)(nil),                // 18: verbatim.execution.v1.Limits
-	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(RetryOn)(0),                  // 0: verbatim.execution.v1.RetryOn
+	(PreparationFailureReason)(0), // 1: verbatim.execution.v1.PreparationFailureReason
+	(*ExecutionRequested)(nil),    // 2: verbatim.execution.v1.ExecutionRequested
+	(*RetryPolicy)(nil),           // 3: verbatim.execution.v1.RetryPolicy
+	(*RetryScheduled)(nil),        // 4: verbatim.execution.v1.RetryScheduled
+	(*RetryRequested)(nil),        // 5: verbatim.execution.v1.RetryRequested
+	(*OutputLimit)(nil),           // 6: verbatim.execution.v1.OutputLimit
+	(*StdinUpload)(nil),           // 7: verbatim.execution.v1.StdinUpload
+	(*StdinPart)(nil),             // 8: verbatim.execution.v1.StdinPart
+	(*Action)(nil),                // 9: verbatim.execution.v1.Action
+	(*Command)(nil),               // 10: verbatim.execution.v1.Command
+	(*CancelRequested)(nil),       // 11: verbatim.execution.v1.CancelRequested
+	(*CordonRequested)(nil),       // 12: verbatim.execution.v1.CordonRequested
+	(*Prepared)(nil),              // 13: verbatim.execution.v1.Prepared
+	(*PreparationFailed)(nil),     // 14: verbatim.execution.v1.PreparationFailed
+	nil,                           // 15: verbatim.execution.v1.ExecutionRequested.LabelsEntry
+	nil,                           // 16: verbatim.execution.v1.ExecutionRequested.SecretsEntry
+	nil,                           // 17: verbatim.execution.v1.Command.EnvironmentEntry
+	nil,                           // 18: verbatim.execution.v1.Prepared.EnvironmentEntry
+	nil,                           // 19: verbatim.execution.v1.Prepared.LabelsEntry
+	nil,                           // 20: verbatim.execution.v1.Prepared.SecretsEntry
+	(*durationpb.Duration)(nil),   // 21: google.protobuf.Duration
+	(*Limits)(nil),                // 22: verbatim.execution.v1.Limits
+	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
 }
 var file_verbatim_execution_v1_request_proto_depIdxs = []int32{
-	5,  // 0: verbatim.execution.v1.ExecutionRequested.action:type_name -> verbatim.execution.v1.Action
-	6,  // 1: verbatim.execution.v1.ExecutionRequested.command:type_name -> verbatim.execution.v1.Command
-	17, // 2: verbatim.execution.v1.ExecutionRequested.timeout:type_name -> google.protobuf.Duration
-	17, // 3: verbatim.execution.v1.ExecutionRequested.grace:type_name -> google.protobuf.Duration
-	11, // 4: verbatim.execution.v1.ExecutionRequested.labels:type_name -> verbatim.execution.v1.ExecutionRequested.LabelsEntry
-	12, // 5: verbatim.execution.v1.ExecutionRequested.secrets:type_name -> verbatim.execution.v1.ExecutionRequested.SecretsEntry
-	3,  // 6: verbatim.execution.v1.ExecutionRequested.stdin_upload:type_name -> verbatim.execution.v1.StdinUpload
-	18, // 7: verbatim.execution.v1.ExecutionRequested.limits:type_name -> verbatim.execution.v1.Limits
-	2,  // 8: verbatim.execution.v1.ExecutionRequested.output_limit:type_name -> verbatim.execution.v1.OutputLimit
-	13, // 9: verbatim.execution.v1.Command.environment:type_name -> verbatim.execution.v1.Command.EnvironmentEntry
-	14, // 10: verbatim.execution.v1.Prepared.environment:type_name -> verbatim.execution.v1.Prepared.EnvironmentEntry
-	17, // 11: verbatim.execution.v1.Prepared.timeout:type_name -> google.protobuf.Duration
-	17, // 12: verbatim.execution.v1.Prepared.grace:type_name -> google.protobuf.Duration
-	15, // 13: verbatim.execution.v1.Prepared.labels:type_name -> verbatim.execution.v1.Prepared.LabelsEntry
-	19, // 14: verbatim.execution.v1.Prepared.requested_at:type_name -> google.protobuf.Timestamp
-	16, // 15: verbatim.execution.v1.Prepared.secrets:type_name -> verbatim.execution.v1.Prepared.SecretsEntry
-	3,  // 16: verbatim.execution.v1.Prepared.stdin_upload:type_name -> verbatim.execution.v1.StdinUpload
-	18, // 17: verbatim.execution.v1.Prepared.limits:type_name -> verbatim.execution.v1.Limits
-	2,  // 18: verbatim.execution.v1.Prepared.output_limit:type_name -> verbatim.execution.v1.OutputLimit
-	0,  // 19: verbatim.execution.v1.PreparationFailed.reason:type_name -> verbatim.execution.v1.PreparationFailureReason
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	9,  // 0: verbatim.execution.v1.ExecutionRequested.action:type_name -> verbatim.execution.v1.Action
+	10, // 1: verbatim.execution.v1.ExecutionRequested.command:type_name -> verbatim.execution.v1.Command
+	21, // 2: verbatim.execution.v1.ExecutionRequested.timeout:type_name -> google.protobuf.Duration
+	21, // 3: verbatim.execution.v1.ExecutionRequested.grace:type_name -> google.protobuf.Duration
+	15, // 4: verbatim.execution.v1.ExecutionRequested.labels:type_name -> verbatim.execution.v1.ExecutionRequested.LabelsEntry
+	16, // 5: verbatim.execution.v1.ExecutionRequested.secrets:type_name -> verbatim.execution.v1.ExecutionRequested.SecretsEntry
+	7,  // 6: verbatim.execution.v1.ExecutionRequested.stdin_upload:type_name -> verbatim.execution.v1.StdinUpload
+	22, // 7: verbatim.execution.v1.ExecutionRequested.limits:type_name -> verbatim.execution.v1.Limits
+	6,  // 8: verbatim.execution.v1.ExecutionRequested.output_limit:type_name -> verbatim.execution.v1.OutputLimit
+	3,  // 9: verbatim.execution.v1.ExecutionRequested.retry:type_name -> verbatim.execution.v1.RetryPolicy
+	0,  // 10: verbatim.execution.v1.RetryPolicy.retry_on:type_name -> verbatim.execution.v1.RetryOn
+	21, // 11: verbatim.execution.v1.RetryPolicy.backoff:type_name -> google.protobuf.Duration
+	21, // 12: verbatim.execution.v1.RetryPolicy.max_backoff:type_name -> google.protobuf.Duration
+	23, // 13: verbatim.execution.v1.RetryScheduled.not_before:type_name -> google.protobuf.Timestamp
+	0,  // 14: verbatim.execution.v1.RetryScheduled.because:type_name -> verbatim.execution.v1.RetryOn
+	2,  // 15: verbatim.execution.v1.RetryRequested.request:type_name -> verbatim.execution.v1.ExecutionRequested
+	23, // 16: verbatim.execution.v1.RetryRequested.requested_at:type_name -> google.protobuf.Timestamp
+	17, // 17: verbatim.execution.v1.Command.environment:type_name -> verbatim.execution.v1.Command.EnvironmentEntry
+	18, // 18: verbatim.execution.v1.Prepared.environment:type_name -> verbatim.execution.v1.Prepared.EnvironmentEntry
+	21, // 19: verbatim.execution.v1.Prepared.timeout:type_name -> google.protobuf.Duration
+	21, // 20: verbatim.execution.v1.Prepared.grace:type_name -> google.protobuf.Duration
+	19, // 21: verbatim.execution.v1.Prepared.labels:type_name -> verbatim.execution.v1.Prepared.LabelsEntry
+	23, // 22: verbatim.execution.v1.Prepared.requested_at:type_name -> google.protobuf.Timestamp
+	20, // 23: verbatim.execution.v1.Prepared.secrets:type_name -> verbatim.execution.v1.Prepared.SecretsEntry
+	7,  // 24: verbatim.execution.v1.Prepared.stdin_upload:type_name -> verbatim.execution.v1.StdinUpload
+	22, // 25: verbatim.execution.v1.Prepared.limits:type_name -> verbatim.execution.v1.Limits
+	6,  // 26: verbatim.execution.v1.Prepared.output_limit:type_name -> verbatim.execution.v1.OutputLimit
+	23, // 27: verbatim.execution.v1.Prepared.start_by:type_name -> google.protobuf.Timestamp
+	1,  // 28: verbatim.execution.v1.PreparationFailed.reason:type_name -> verbatim.execution.v1.PreparationFailureReason
+	29, // [29:29] is the sub-list for method output_type
+	29, // [29:29] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_verbatim_execution_v1_request_proto_init() }
@@ -1063,8 +1368,8 @@ func file_verbatim_execution_v1_request_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_verbatim_execution_v1_request_proto_rawDesc), len(file_verbatim_execution_v1_request_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   16,
+			NumEnums:      2,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
