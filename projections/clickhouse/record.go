@@ -28,6 +28,12 @@ type record struct {
 	StderrBytesTruncated *uint64           `ch:"stderr_bytes_truncated"`
 	StdoutLog            *string           `ch:"stdout_log"`
 	StderrLog            *string           `ch:"stderr_log"`
+	StdoutLogBytes       *uint64           `ch:"stdout_log_bytes"`
+	StderrLogBytes       *uint64           `ch:"stderr_log_bytes"`
+	StdoutLogSHA256      *string           `ch:"stdout_log_sha256"`
+	StderrLogSHA256      *string           `ch:"stderr_log_sha256"`
+	StdoutLogMatch       *bool             `ch:"stdout_log_match"`
+	StderrLogMatch       *bool             `ch:"stderr_log_match"`
 	Complete             *bool             `ch:"complete"`
 	Missing              []byteRange       `ch:"missing"`
 	RequestedAt          *time.Time        `ch:"requested_at"`
@@ -123,7 +129,9 @@ func recordOf(s *execution.State) (*record, error) {
 		Error: r.Error, ErrorSource: r.ErrorSource, Stdout: r.Stdout, Stderr: r.Stderr, StdoutBytes: r.StdoutBytes, StderrBytes: r.StderrBytes,
 		StdoutTruncated: r.StdoutTruncated, StdoutBytesTruncated: r.StdoutBytesTruncated,
 		StderrTruncated: r.StderrTruncated, StderrBytesTruncated: r.StderrBytesTruncated,
-		StdoutLog: r.StdoutLog, StderrLog: r.StderrLog, Complete: r.Complete, Missing: toRanges(r.Missing),
+		StdoutLog: r.StdoutLog, StderrLog: r.StderrLog, StdoutLogBytes: r.StdoutLogBytes, StderrLogBytes: r.StderrLogBytes,
+		StdoutLogSHA256: r.StdoutLogSHA256, StderrLogSHA256: r.StderrLogSHA256, StdoutLogMatch: r.StdoutLogMatch, StderrLogMatch: r.StderrLogMatch,
+		Complete: r.Complete, Missing: toRanges(r.Missing),
 		RequestedAt: r.RequestedAt, StartedAt: r.StartedAt, EndedAt: r.EndedAt, Attempt: r.Attempt, Runner: r.Runner, Labels: r.Labels,
 		Reason: r.Reason, Action: r.Action, Command: r.Command, Directory: r.Directory, RequestedBy: r.RequestedBy, PreparedAt: r.PreparedAt,
 		DurationMS: r.DurationMS, Sealed: r.Sealed, Host: r.Host, PID: r.PID, CoreDumped: r.CoreDumped, OutOfMemory: r.OutOfMemory,
@@ -151,7 +159,9 @@ func (c *record) row() execution.Row {
 		Error: c.Error, ErrorSource: c.ErrorSource, Stdout: c.Stdout, Stderr: c.Stderr, StdoutBytes: c.StdoutBytes, StderrBytes: c.StderrBytes,
 		StdoutTruncated: c.StdoutTruncated, StdoutBytesTruncated: c.StdoutBytesTruncated,
 		StderrTruncated: c.StderrTruncated, StderrBytesTruncated: c.StderrBytesTruncated,
-		StdoutLog: c.StdoutLog, StderrLog: c.StderrLog, Complete: c.Complete, Missing: fromRanges(c.Missing),
+		StdoutLog: c.StdoutLog, StderrLog: c.StderrLog, StdoutLogBytes: c.StdoutLogBytes, StderrLogBytes: c.StderrLogBytes,
+		StdoutLogSHA256: c.StdoutLogSHA256, StderrLogSHA256: c.StderrLogSHA256, StdoutLogMatch: c.StdoutLogMatch, StderrLogMatch: c.StderrLogMatch,
+		Complete: c.Complete, Missing: fromRanges(c.Missing),
 		RequestedAt: utc(c.RequestedAt), StartedAt: utc(c.StartedAt), EndedAt: utc(c.EndedAt), Attempt: c.Attempt, Runner: c.Runner, Labels: c.Labels,
 		Reason: c.Reason, Action: c.Action, Command: c.Command, Directory: c.Directory, RequestedBy: c.RequestedBy, PreparedAt: utc(c.PreparedAt),
 		DurationMS: c.DurationMS, Sealed: c.Sealed, Host: c.Host, PID: c.PID, CoreDumped: c.CoreDumped, OutOfMemory: c.OutOfMemory,

@@ -81,7 +81,7 @@ func (a *attempt) fold(data proto.Message, from origin, at time.Time, waiting *i
 		a.sealed.join(fact[*executionv1.OutputSealed]{from, at, d})
 		a.seal(waiting)
 	case *executionv1.OutputRecorded:
-		a.recorded.joinLatest(fact[*executionv1.OutputRecorded]{from, at, d})
+		a.recorded.joinLatest(fact[*executionv1.OutputRecorded]{from, at, trimRecorded(d)})
 	case *executionv1.RunnerLost:
 		a.lost.join(fact[*executionv1.RunnerLost]{from, at, d})
 	}

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"verbatim.dev/events"
+	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
 	"verbatim.dev/projections/internal/interval"
 )
 
@@ -56,6 +57,11 @@ func (a *attempt) contradictions(add reporter) {
 	differs(add, p, "ProcessExited", &a.exited)
 	differs(add, p, "WaitFailed", &a.waitFailed)
 	differs(add, p, "OutputSealed", &a.sealed)
+	for _, f := range a.recorded.data.GetArtifacts() {
+		if f.GetDigestCheck() == executionv1.DigestCheck_DIGEST_CHECK_MISMATCH {
+			add("%sthe file that %s is recorded in has not the bytes that the seal states", p, streamNames[streamIndex(f.GetStream())])
+		}
+	}
 	if a.preparationFailed.set && (a.ran() || a.prepared.set) {
 		add("%sPreparationFailed, and facts of a process or its launch spec", p)
 	}

@@ -129,7 +129,9 @@ func (d *drawer) attempt(n uint32) {
 	}
 	if d.chance("sealed", 80) {
 		d.say("runner", n, seal)
-		d.say("recorder", n, &executionv1.OutputRecorded{Artifacts: []*executionv1.Artifact{{Stream: 1, Uri: "file:///a"}}})
+		d.say("recorder", n, &executionv1.OutputRecorded{Artifacts: []*executionv1.Artifact{
+			{Stream: 1, Uri: "file:///a", SizeBytes: 3, DigestCheck: executionv1.DigestCheck(rapid.IntRange(0, 3).Draw(d.T, "check"))}, {Stream: 1, Uri: "file:///b"},
+		}})
 	}
 	if d.chance("sealed twice", 5) {
 		d.say("runner", n, &executionv1.OutputSealed{Streams: []*executionv1.StreamSeal{{Stream: 1, CapturedBytes: 1, Lost: []*executionv1.ByteRange{{End: 1}}}, {Stream: 2}}})

@@ -42,9 +42,17 @@ type Row struct {
 	StdoutBytesTruncated *uint64 `json:"stdout_bytes_truncated"`
 	StderrTruncated      *bool   `json:"stderr_truncated"`
 	StderrBytesTruncated *uint64 `json:"stderr_bytes_truncated"`
-	// StdoutLog is the URI of the recorded file.
+	// StdoutLog is the URI of the file that the stream is recorded in; nil until it is.
 	StdoutLog *string `json:"stdout_log"`
 	StderrLog *string `json:"stderr_log"`
+	// StdoutLogBytes and StdoutLogSHA256 are the file's size and digest in hex, before any compression.
+	StdoutLogBytes  *uint64 `json:"stdout_log_bytes"`
+	StderrLogBytes  *uint64 `json:"stderr_log_bytes"`
+	StdoutLogSHA256 *string `json:"stdout_log_sha256"`
+	StderrLogSHA256 *string `json:"stderr_log_sha256"`
+	// StdoutLogMatch says whether the file has the bytes that the seal states; nil when that could not be compared.
+	StdoutLogMatch *bool `json:"stdout_log_match"`
+	StderrLogMatch *bool `json:"stderr_log_match"`
 	// Complete is nil until sealed, and when it can neither be proven nor refuted (see the package comment).
 	Complete *bool `json:"complete"`
 	// Missing are the ranges that should be there and are not, with those the seal states as lost.
@@ -145,6 +153,7 @@ func (s *State) Row() Row {
 	a.process(&r)
 	a.ledger(&r, s.limited)
 	a.view(&r)
+	a.files(&r)
 	a.outcome(&r)
 	return r
 }

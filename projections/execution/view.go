@@ -10,14 +10,9 @@ import (
 // view fills in the previews and sizes.
 func (a *attempt) view(r *Row) {
 	for i := range a.streams {
-		show, size, truncated, left, uri := &r.Stdout, &r.StdoutBytes, &r.StdoutTruncated, &r.StdoutBytesTruncated, &r.StdoutLog
+		show, size, truncated, left := &r.Stdout, &r.StdoutBytes, &r.StdoutTruncated, &r.StdoutBytesTruncated
 		if i == stderr {
-			show, size, truncated, left, uri = &r.Stderr, &r.StderrBytes, &r.StderrTruncated, &r.StderrBytesTruncated, &r.StderrLog
-		}
-		for _, f := range a.recorded.data.GetArtifacts() {
-			if streamIndex(f.GetStream()) == i {
-				*uri = text(f.GetUri())
-			}
+			show, size, truncated, left = &r.Stderr, &r.StderrBytes, &r.StderrTruncated, &r.StderrBytesTruncated
 		}
 		s := &a.streams[i]
 		if !a.closed(i) && s.end == 0 {

@@ -79,7 +79,7 @@ func writeRow(w io.Writer, r execution.Row) error {
 	if r.Attempt != nil {
 		line("attempt", "%d", *r.Attempt)
 	}
-	streamLine := func(name string, bytes, left *uint64, log *string) {
+	streamLine := func(name string, bytes, left *uint64) {
 		if bytes == nil {
 			return
 		}
@@ -87,13 +87,22 @@ func writeRow(w io.Writer, r execution.Row) error {
 		if left != nil && *left > 0 {
 			text += fmt.Sprintf(", of which the row's text leaves out %d", *left)
 		}
-		if log != nil {
-			text += ", " + *log
+		line(name, "%s", text)
+	}
+	fileLine := func(name string, uri *string, match *bool) {
+		if uri == nil {
+			return
+		}
+		text := *uri
+		if match != nil && !*match {
+			text += ", which has NOT the bytes that the runner counted"
 		}
 		line(name, "%s", text)
 	}
-	streamLine("stdout", r.StdoutBytes, r.StdoutBytesTruncated, r.StdoutLog)
-	streamLine("stderr", r.StderrBytes, r.StderrBytesTruncated, r.StderrLog)
+	streamLine("stdout", r.StdoutBytes, r.StdoutBytesTruncated)
+	streamLine("stderr", r.StderrBytes, r.StderrBytesTruncated)
+	fileLine("stdout log", r.StdoutLog, r.StdoutLogMatch)
+	fileLine("stderr log", r.StderrLog, r.StderrLogMatch)
 	line("complete", "%s", completeness(r))
 	maskedLine := func(stream string, ranges *uint64) {
 		if ranges != nil && *ranges > 0 {

@@ -72,6 +72,58 @@ func (Stream) EnumDescriptor() ([]byte, []int) {
 	return file_verbatim_execution_v1_output_proto_rawDescGZIP(), []int{0}
 }
 
+// DigestCheck is what came of comparing a file with the seal's published_sha256.
+type DigestCheck int32
+
+const (
+	// It could not be compared: there is no seal, or it states no digest.
+	DigestCheck_DIGEST_CHECK_UNSPECIFIED DigestCheck = 0
+	DigestCheck_DIGEST_CHECK_MATCH       DigestCheck = 1
+	// The bytes are not those that the seal states: some are missing, or others.
+	DigestCheck_DIGEST_CHECK_MISMATCH DigestCheck = 2
+)
+
+// Enum value maps for DigestCheck.
+var (
+	DigestCheck_name = map[int32]string{
+		0: "DIGEST_CHECK_UNSPECIFIED",
+		1: "DIGEST_CHECK_MATCH",
+		2: "DIGEST_CHECK_MISMATCH",
+	}
+	DigestCheck_value = map[string]int32{
+		"DIGEST_CHECK_UNSPECIFIED": 0,
+		"DIGEST_CHECK_MATCH":       1,
+		"DIGEST_CHECK_MISMATCH":    2,
+	}
+)
+
+func (x DigestCheck) Enum() *DigestCheck {
+	p := new(DigestCheck)
+	*p = x
+	return p
+}
+
+func (x DigestCheck) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DigestCheck) Descriptor() protoreflect.EnumDescriptor {
+	return file_verbatim_execution_v1_output_proto_enumTypes[1].Descriptor()
+}
+
+func (DigestCheck) Type() protoreflect.EnumType {
+	return &file_verbatim_execution_v1_output_proto_enumTypes[1]
+}
+
+func (x DigestCheck) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DigestCheck.Descriptor instead.
+func (DigestCheck) EnumDescriptor() ([]byte, []int) {
+	return file_verbatim_execution_v1_output_proto_rawDescGZIP(), []int{1}
+}
+
 // OutputChunk carries consecutive bytes of one stream as they were written: no conversion, no lines. Only bytes of a secret
 // that the runner was given are other ones: each is an asterisk.
 //
@@ -436,10 +488,13 @@ func (x *ByteRange) GetEnd() uint64 {
 	return 0
 }
 
-// OutputRecorded says where an attempt's output is kept as files.
+// OutputRecorded says where an attempt's output is kept as files. The file of a stream holds the bytes that the log has of it, in the
+// order of their offsets. When more bytes come later the file is made again and another OutputRecorded, with a higher
+// sequence, takes the place of this one.
 type OutputRecorded struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Artifacts     []*Artifact            `protobuf:"bytes,1,rep,name=artifacts,proto3" json:"artifacts,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One per stream.
+	Artifacts     []*Artifact `protobuf:"bytes,1,rep,name=artifacts,proto3" json:"artifacts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -488,7 +543,16 @@ type Artifact struct {
 	Uri       string                 `protobuf:"bytes,2,opt,name=uri,proto3" json:"uri,omitempty"`
 	SizeBytes uint64                 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
 	// SHA-256 of the file's bytes before any compression, 32 bytes.
-	Sha256        []byte `protobuf:"bytes,4,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	Sha256 []byte `protobuf:"bytes,4,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// How the file is compressed: zstd, or empty. The size and the digest are those of the bytes before.
+	Compression string `protobuf:"bytes,5,opt,name=compression,proto3" json:"compression,omitempty"`
+	// Ranges of the stream below its end that the file does not have: what is around them stands side by side. Ascending,
+	// disjoint, the first 1024 of them.
+	LeftOut []*ByteRange `protobuf:"bytes,6,rep,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
+	// All the bytes that left_out is about.
+	LeftOutBytes uint64 `protobuf:"varint,7,opt,name=left_out_bytes,json=leftOutBytes,proto3" json:"left_out_bytes,omitempty"`
+	// What came of comparing the bytes with the seal.
+	DigestCheck   DigestCheck `protobuf:"varint,8,opt,name=digest_check,json=digestCheck,proto3,enum=verbatim.execution.v1.DigestCheck" json:"digest_check,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -551,6 +615,34 @@ func (x *Artifact) GetSha256() []byte {
 	return nil
 }
 
+func (x *Artifact) GetCompression() string {
+	if x != nil {
+		return x.Compression
+	}
+	return ""
+}
+
+func (x *Artifact) GetLeftOut() []*ByteRange {
+	if x != nil {
+		return x.LeftOut
+	}
+	return nil
+}
+
+func (x *Artifact) GetLeftOutBytes() uint64 {
+	if x != nil {
+		return x.LeftOutBytes
+	}
+	return 0
+}
+
+func (x *Artifact) GetDigestCheck() DigestCheck {
+	if x != nil {
+		return x.DigestCheck
+	}
+	return DigestCheck_DIGEST_CHECK_UNSPECIFIED
+}
+
 var File_verbatim_execution_v1_output_proto protoreflect.FileDescriptor
 
 const file_verbatim_execution_v1_output_proto_rawDesc = "" +
@@ -585,17 +677,25 @@ const file_verbatim_execution_v1_output_proto_rawDesc = "" +
 	"\x05start\x18\x01 \x01(\x04R\x05start\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\x04R\x03end\"O\n" +
 	"\x0eOutputRecorded\x12=\n" +
-	"\tartifacts\x18\x01 \x03(\v2\x1f.verbatim.execution.v1.ArtifactR\tartifacts\"\x8a\x01\n" +
+	"\tartifacts\x18\x01 \x03(\v2\x1f.verbatim.execution.v1.ArtifactR\tartifacts\"\xd6\x02\n" +
 	"\bArtifact\x125\n" +
 	"\x06stream\x18\x01 \x01(\x0e2\x1d.verbatim.execution.v1.StreamR\x06stream\x12\x10\n" +
 	"\x03uri\x18\x02 \x01(\tR\x03uri\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x03 \x01(\x04R\tsizeBytes\x12\x16\n" +
-	"\x06sha256\x18\x04 \x01(\fR\x06sha256*F\n" +
+	"\x06sha256\x18\x04 \x01(\fR\x06sha256\x12 \n" +
+	"\vcompression\x18\x05 \x01(\tR\vcompression\x12;\n" +
+	"\bleft_out\x18\x06 \x03(\v2 .verbatim.execution.v1.ByteRangeR\aleftOut\x12$\n" +
+	"\x0eleft_out_bytes\x18\a \x01(\x04R\fleftOutBytes\x12E\n" +
+	"\fdigest_check\x18\b \x01(\x0e2\".verbatim.execution.v1.DigestCheckR\vdigestCheck*F\n" +
 	"\x06Stream\x12\x16\n" +
 	"\x12STREAM_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSTREAM_STDOUT\x10\x01\x12\x11\n" +
-	"\rSTREAM_STDERR\x10\x02B=Z;verbatim.dev/events/proto/verbatim/execution/v1;executionv1b\x06proto3"
+	"\rSTREAM_STDERR\x10\x02*^\n" +
+	"\vDigestCheck\x12\x1c\n" +
+	"\x18DIGEST_CHECK_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12DIGEST_CHECK_MATCH\x10\x01\x12\x19\n" +
+	"\x15DIGEST_CHECK_MISMATCH\x10\x02B=Z;verbatim.dev/events/proto/verbatim/execution/v1;executionv1b\x06proto3"
 
 var (
 	file_verbatim_execution_v1_output_proto_rawDescOnce sync.Once
@@ -609,34 +709,37 @@ func file_verbatim_execution_v1_output_proto_rawDescGZIP() []byte {
 	return file_verbatim_execution_v1_output_proto_rawDescData
 }
 
-var file_verbatim_execution_v1_output_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_verbatim_execution_v1_output_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
 var file_verbatim_execution_v1_output_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_verbatim_execution_v1_output_proto_goTypes = []any{
 	(Stream)(0),                   // 0: verbatim.execution.v1.Stream
-	(*OutputChunk)(nil),           // 1: verbatim.execution.v1.OutputChunk
-	(*OutputReadFailed)(nil),      // 2: verbatim.execution.v1.OutputReadFailed
-	(*OutputSealed)(nil),          // 3: verbatim.execution.v1.OutputSealed
-	(*StreamSeal)(nil),            // 4: verbatim.execution.v1.StreamSeal
-	(*ByteRange)(nil),             // 5: verbatim.execution.v1.ByteRange
-	(*OutputRecorded)(nil),        // 6: verbatim.execution.v1.OutputRecorded
-	(*Artifact)(nil),              // 7: verbatim.execution.v1.Artifact
-	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
+	(DigestCheck)(0),              // 1: verbatim.execution.v1.DigestCheck
+	(*OutputChunk)(nil),           // 2: verbatim.execution.v1.OutputChunk
+	(*OutputReadFailed)(nil),      // 3: verbatim.execution.v1.OutputReadFailed
+	(*OutputSealed)(nil),          // 4: verbatim.execution.v1.OutputSealed
+	(*StreamSeal)(nil),            // 5: verbatim.execution.v1.StreamSeal
+	(*ByteRange)(nil),             // 6: verbatim.execution.v1.ByteRange
+	(*OutputRecorded)(nil),        // 7: verbatim.execution.v1.OutputRecorded
+	(*Artifact)(nil),              // 8: verbatim.execution.v1.Artifact
+	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
 }
 var file_verbatim_execution_v1_output_proto_depIdxs = []int32{
-	0, // 0: verbatim.execution.v1.OutputChunk.stream:type_name -> verbatim.execution.v1.Stream
-	8, // 1: verbatim.execution.v1.OutputChunk.captured_at:type_name -> google.protobuf.Timestamp
-	0, // 2: verbatim.execution.v1.OutputReadFailed.stream:type_name -> verbatim.execution.v1.Stream
-	4, // 3: verbatim.execution.v1.OutputSealed.streams:type_name -> verbatim.execution.v1.StreamSeal
-	0, // 4: verbatim.execution.v1.StreamSeal.stream:type_name -> verbatim.execution.v1.Stream
-	5, // 5: verbatim.execution.v1.StreamSeal.elided:type_name -> verbatim.execution.v1.ByteRange
-	5, // 6: verbatim.execution.v1.StreamSeal.lost:type_name -> verbatim.execution.v1.ByteRange
-	7, // 7: verbatim.execution.v1.OutputRecorded.artifacts:type_name -> verbatim.execution.v1.Artifact
-	0, // 8: verbatim.execution.v1.Artifact.stream:type_name -> verbatim.execution.v1.Stream
-	9, // [9:9] is the sub-list for method output_type
-	9, // [9:9] is the sub-list for method input_type
-	9, // [9:9] is the sub-list for extension type_name
-	9, // [9:9] is the sub-list for extension extendee
-	0, // [0:9] is the sub-list for field type_name
+	0,  // 0: verbatim.execution.v1.OutputChunk.stream:type_name -> verbatim.execution.v1.Stream
+	9,  // 1: verbatim.execution.v1.OutputChunk.captured_at:type_name -> google.protobuf.Timestamp
+	0,  // 2: verbatim.execution.v1.OutputReadFailed.stream:type_name -> verbatim.execution.v1.Stream
+	5,  // 3: verbatim.execution.v1.OutputSealed.streams:type_name -> verbatim.execution.v1.StreamSeal
+	0,  // 4: verbatim.execution.v1.StreamSeal.stream:type_name -> verbatim.execution.v1.Stream
+	6,  // 5: verbatim.execution.v1.StreamSeal.elided:type_name -> verbatim.execution.v1.ByteRange
+	6,  // 6: verbatim.execution.v1.StreamSeal.lost:type_name -> verbatim.execution.v1.ByteRange
+	8,  // 7: verbatim.execution.v1.OutputRecorded.artifacts:type_name -> verbatim.execution.v1.Artifact
+	0,  // 8: verbatim.execution.v1.Artifact.stream:type_name -> verbatim.execution.v1.Stream
+	6,  // 9: verbatim.execution.v1.Artifact.left_out:type_name -> verbatim.execution.v1.ByteRange
+	1,  // 10: verbatim.execution.v1.Artifact.digest_check:type_name -> verbatim.execution.v1.DigestCheck
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_verbatim_execution_v1_output_proto_init() }
@@ -649,7 +752,7 @@ func file_verbatim_execution_v1_output_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_verbatim_execution_v1_output_proto_rawDesc), len(file_verbatim_execution_v1_output_proto_rawDesc)),
-			NumEnums:      1,
+			NumEnums:      2,
 			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   0,
