@@ -31,6 +31,7 @@ const (
 	TypeRunnerReturned     = "dev.verbatim.execution.RunnerReturned.v1"
 	TypeRetryScheduled     = "dev.verbatim.execution.RetryScheduled.v1"
 	TypeRetryRequested     = "dev.verbatim.execution.RetryRequested.v1"
+	TypeResultImported     = "dev.verbatim.execution.ResultImported.v1"
 	TypeStdinPart          = "dev.verbatim.execution.StdinPart.v1"
 	TypeRunnerHeartbeat    = "dev.verbatim.execution.RunnerHeartbeat.v1"
 )
@@ -44,7 +45,8 @@ var registry = []proto.Message{
 	(*executionv1.TerminationStarted)(nil), (*executionv1.ProcessExited)(nil), (*executionv1.WaitFailed)(nil),
 	(*executionv1.OutputSealed)(nil), (*executionv1.OutputRecorded)(nil),
 	(*executionv1.RunnerLost)(nil), (*executionv1.RunnerReturned)(nil),
-	(*executionv1.RetryScheduled)(nil), (*executionv1.RetryRequested)(nil), (*executionv1.StdinPart)(nil), (*executionv1.RunnerHeartbeat)(nil),
+	(*executionv1.RetryScheduled)(nil), (*executionv1.RetryRequested)(nil),
+	(*executionv1.ResultImported)(nil), (*executionv1.StdinPart)(nil), (*executionv1.RunnerHeartbeat)(nil),
 }
 
 var byType = func() map[string]protoreflect.MessageType {

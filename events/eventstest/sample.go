@@ -86,6 +86,10 @@ func Samples() []events.Event {
 			What:  &executionv1.ExecutionRequested_Command{Command: &executionv1.Command{Argv: []string{"sh", "-c", "exit 3"}}},
 			Retry: &executionv1.RetryPolicy{Retries: 2, RetryOn: []executionv1.RetryOn{executionv1.RetryOn_RETRY_ON_LOST}, Backoff: durationpb.New(time.Second), MaxBackoff: durationpb.New(time.Minute)},
 		}, RequestedAt: at}),
+		must(events.Producer{Name: "import", Source: "/verbatim/import"}, 1, 1, &executionv1.ResultImported{
+			Folder: "/var/jobs/7", Host: "h1", ResultName: "result.json", Result: []byte(`{"error":"Execution failed`), ResultFault: "it is no JSON: unexpected EOF",
+			Files: []*executionv1.ImportedFile{{Name: "stdout.log", SizeBytes: 6, ModifiedAt: at, Sha256: digest[:]}},
+		}),
 		stdinPart(),
 		heartbeat(at),
 		cordon(),

@@ -53,6 +53,7 @@ type grammar struct {
 	Search searchCommand `cmd:"" group:"Looking back:" help:"Look for words in the output of all executions."`
 	Debug  debugCommand  `cmd:"" group:"Looking back:" help:"Step through an execution's events and see what each did to its row."`
 	Replay replayCommand `cmd:"" group:"Looking back:" help:"Rebuild rows from the events, and compare them with the live ones."`
+	Import importCommand `cmd:"" group:"Looking back:" help:"Make facts of what a worker without Verbatim left behind."`
 	Export exportCommand `cmd:"" group:"Looking back:" help:"Write events to a file that replay reads."`
 
 	Cordon     cordonCommand     `cmd:"" group:"Operations:" help:"Let a runner take no more executions."`
