@@ -26,10 +26,11 @@ type clickhouseFlags struct {
 	ClickHouse string `name:"clickhouse" required:"" env:"VERBATIM_CLICKHOUSE" placeholder:"DSN" help:"ClickHouse as a DSN of clickhouse-go, e.g. http://127.0.0.1:8123/default. With a password, give it by the environment."`
 }
 
-// retentionFlags say how long tables keep what they have.
+// retentionFlags say how long the log and the tables keep what they have.
 type retentionFlags struct {
-	KeepRows   *uint `env:"VERBATIM_KEEP_ROWS" placeholder:"DAYS" help:"Days that rows are kept, from the day of the request; 0 is for ever. Not given: as it was, at first for ever."`
-	KeepEvents *uint `env:"VERBATIM_KEEP_EVENTS" placeholder:"DAYS" help:"Days that the archive keeps events, output among them; 0 is for ever. Not given: as it was, at first for ever."`
+	KeepLog    *time.Duration `env:"VERBATIM_KEEP_LOG" placeholder:"DURATION" help:"How long Kafka keeps requests and events, e.g. 72h; said when the topics are made, and not changed later. Default: a week."`
+	KeepRows   *uint          `env:"VERBATIM_KEEP_ROWS" placeholder:"DAYS" help:"Days that rows are kept, from the day of the request; 0 is for ever. Not given: as it was, at first for ever."`
+	KeepEvents *uint          `env:"VERBATIM_KEEP_EVENTS" placeholder:"DAYS" help:"Days that the archive keeps events, output among them; 0 is for ever. Not given: as it was, at first for ever."`
 }
 
 func (f retentionFlags) retention() clickhousestore.Retention {
@@ -37,7 +38,12 @@ func (f retentionFlags) retention() clickhousestore.Retention {
 }
 
 // Validate is called by kong.
-func (f retentionFlags) Validate() error { return f.retention().Validate() }
+func (f retentionFlags) Validate() error {
+	if f.KeepLog != nil && *f.KeepLog < time.Second {
+		return fmt.Errorf("--keep-log is %s, it must be at least 1s: what a service has not read by then is gone", *f.KeepLog)
+	}
+	return f.retention().Validate()
+}
 
 // healthFlags say where a service answers for its health.
 type healthFlags struct {
@@ -218,7 +224,7 @@ func (c *setupCommand) Run(ctx context.Context, s *session) error {
 	b := wiring.Base{Kafka: broker, Logger: logger}
 	ctx, cancel := context.WithTimeout(ctx, startTime)
 	defer cancel()
-	if err := wiring.Setup(b, c.ClickHouse, c.retention()).Start(ctx); err != nil {
+	if err := wiring.Setup(b, c.ClickHouse, c.retention(), c.KeepLog).Start(ctx); err != nil {
 		return err
 	}
 	_, err = fmt.Fprintln(s.stdout, "topics and tables are there")

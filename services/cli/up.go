@@ -156,7 +156,7 @@ func (c *upCommand) start(ctx context.Context, group *lifecycle.Group, logger *s
 	base := wiring.Base{Kafka: c.kafka(embedded, logger), Logger: logger, Registry: registry, Checks: checks}
 	used.Kafka, used.ClickHouse = base.Kafka.Brokers[0], database.Server.Addr()
 	dsn := database.Server.DSN()
-	if err := add("setup", wiring.Setup(base, dsn, c.retention())); err != nil {
+	if err := add("setup", wiring.Setup(base, dsn, c.retention(), c.KeepLog)); err != nil {
 		return used, err
 	}
 	c.runnerFlags.DataDir = c.Data

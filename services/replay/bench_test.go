@@ -60,7 +60,7 @@ func newBench(t *testing.T) *bench {
 	b := &bench{t: t, dsn: clickhousetest.Database(t), base: wiring.Base{
 		Kafka: kafka.Config{Brokers: []string{broker.Addr()}, Logger: quiet}, Logger: quiet, Registry: telemetry.NewRegistry(), Checks: &telemetry.Checks{},
 	}}
-	must(t, wiring.Setup(b.base, b.dsn, clickhouse.Retention{}).Start(t.Context()))
+	must(t, wiring.Setup(b.base, b.dsn, clickhouse.Retention{}, nil).Start(t.Context()))
 	return b
 }
 

@@ -59,7 +59,7 @@ func newWorld(t *testing.T, executions int) *world {
 	t.Cleanup(func() { must(t, broker.Stop(context.Background())) })
 	dsn := clickhousetest.Database(t)
 	w := &world{t: t, log: kafka.Config{Brokers: []string{broker.Addr()}, Logger: quiet}}
-	must(t, wiring.Setup(wiring.Base{Kafka: w.log, Logger: quiet, Registry: telemetry.NewRegistry(), Checks: &telemetry.Checks{}}, dsn, clickhouse.Retention{}).Start(t.Context()))
+	must(t, wiring.Setup(wiring.Base{Kafka: w.log, Logger: quiet, Registry: telemetry.NewRegistry(), Checks: &telemetry.Checks{}}, dsn, clickhouse.Retention{}, nil).Start(t.Context()))
 	w.store, err = clickhouse.Open(t.Context(), dsn)
 	must(t, err)
 	t.Cleanup(func() { must(t, w.store.Close()) })

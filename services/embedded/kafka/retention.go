@@ -14,8 +14,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// sweepInterval is how often retention is applied.
-const sweepInterval = time.Minute
+// Retention is applied about twice within the shortest retention.ms, and at least every sweepAtLeast.
+const sweepAtLeast, sweepAtMost = time.Minute, time.Second
 
 // janitor applies the topics' retention and looks after the groups' sessions, through the broker's own protocol.
 type janitor struct {
@@ -45,16 +45,18 @@ func (j *janitor) run(ctx context.Context) {
 	watched := make(chan struct{})
 	go func() { defer close(watched); j.sessions.run(ctx, j.client) }()
 	defer func() { <-watched }()
-	tick := time.NewTicker(sweepInterval)
+	tick := time.NewTimer(sweepAtMost)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if err := j.sweep(ctx); err != nil && ctx.Err() == nil {
-				j.log.WarnContext(ctx, "retention not applied, trying again in a minute", "error", err)
+			shortest, err := j.sweep(ctx)
+			if err != nil && ctx.Err() == nil {
+				j.log.WarnContext(ctx, "retention not applied, trying again", "error", err)
 			}
+			tick.Reset(min(max(shortest/2, sweepAtMost), sweepAtLeast))
 		}
 	}
 }
@@ -70,29 +72,33 @@ type span struct {
 	first, end, keep, bytes int64
 }
 
-// sweep removes what is past retention, topic by topic.
-func (j *janitor) sweep(ctx context.Context) error {
+// sweep removes what is past retention, topic by topic, and returns the shortest retention.ms it met.
+func (j *janitor) sweep(ctx context.Context) (shortest time.Duration, err error) {
+	shortest = time.Hour
 	res, err := kmsg.NewPtrMetadataRequest().RequestWith(ctx, j.client)
 	if err != nil {
-		return fmt.Errorf("list topics: %w", err)
+		return shortest, fmt.Errorf("list topics: %w", err)
 	}
 	var errs []error
 	for _, t := range res.Topics {
 		if t.Topic == nil || t.ErrorCode != 0 {
 			continue
 		}
-		if err := j.topic(ctx, *t.Topic, len(t.Partitions)); err != nil {
+		ms, bytes, err := j.limits(ctx, *t.Topic)
+		if err == nil && (ms >= 0 || bytes >= 0) {
+			err = j.topic(ctx, *t.Topic, len(t.Partitions), ms, bytes)
+		}
+		if err != nil {
 			errs = append(errs, fmt.Errorf("topic %s: %w", *t.Topic, err))
 		}
+		if ms >= 0 {
+			shortest = min(shortest, time.Duration(min(ms, time.Hour.Milliseconds()))*time.Millisecond)
+		}
 	}
-	return errors.Join(errs...)
+	return shortest, errors.Join(errs...)
 }
 
-func (j *janitor) topic(ctx context.Context, topic string, partitions int) error {
-	ms, bytes, err := j.limits(ctx, topic)
-	if err != nil || ms < 0 && bytes < 0 {
-		return err
-	}
+func (j *janitor) topic(ctx context.Context, topic string, partitions int, ms, bytes int64) error {
 	spans, err := j.spans(ctx, topic, partitions, ms)
 	if err != nil {
 		return err

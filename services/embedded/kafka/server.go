@@ -13,7 +13,7 @@
 //
 // # What is kept
 //
-// Retention is what the topics say, applied once a minute: retention.ms exactly, retention.bytes by
+// Retention is what the topics say, applied at least once a minute: retention.ms exactly, retention.bytes by
 // estimate. The newest record of a partition always stays: kfake forgets where an empty log ended and would
 // give out its offsets again after a restart, which is also why its own retention is switched off.
 // (For the same reason a log emptied with DeleteRecords begins at 0 after a restart.) Files are freed by
@@ -124,7 +124,10 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 func (s *Server) Addr() string { return s.addr }
 
 // ApplyRetention applies the topics' retention now.
-func (s *Server) ApplyRetention(ctx context.Context) error { return s.janitor.sweep(ctx) }
+func (s *Server) ApplyRetention(ctx context.Context) error {
+	_, err := s.janitor.sweep(ctx)
+	return err
+}
 
 // Stop closes the listener and the connections, writes and flushes everything, and gives the folder free. When
 // ctx ends first that goes on in the background; what was acknowledged is safe either way.

@@ -47,7 +47,7 @@ func newRig(t *testing.T) *rig {
 		Kafka:  kafka.Config{Brokers: []string{broker.Addr()}},
 		Logger: slog.New(slog.DiscardHandler), Registry: telemetry.NewRegistry(), Checks: &telemetry.Checks{},
 	}
-	if err := wiring.Setup(r.base, r.dsn, clickhouse.Retention{}).Start(t.Context()); err != nil {
+	if err := wiring.Setup(r.base, r.dsn, clickhouse.Retention{}, nil).Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if r.pub, err = kafka.NewPublisher(r.base.Kafka, kafka.PublisherOptions{AllowNoKey: true}); err != nil {
