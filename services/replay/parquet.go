@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/parquet-go/parquet-go"
+	"github.com/parquet-go/parquet-go/format"
 
 	"verbatim.dev/events"
 	"verbatim.dev/events/codec"
@@ -94,7 +95,34 @@ func (p *parquetFile) open() (*os.File, *parquet.GenericReader[row], error) {
 			return nil, nil, errors.Join(fmt.Errorf("%s has no column %s: it is not what \"verbatim export\" writes", p.path, column[0]), file.Close())
 		}
 	}
+	if err := safe(f.Metadata()); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("%s: %w", p.path, err), file.Close())
+	}
 	return file, parquet.NewGenericReader[row](f), nil
+}
+
+// safe refuses a file that the library cannot be trusted with. On damaged data its LZ4 decoder does not end.
+func safe(m *format.FileMetaData) error {
+	for _, group := range m.RowGroups {
+		for _, column := range group.Columns {
+			switch codec := column.MetaData.Codec; codec {
+			case format.Uncompressed, format.Snappy, format.Gzip, format.Zstd:
+			default:
+				return fmt.Errorf("column %v is compressed with %v: ZSTD, GZIP, SNAPPY and no compression are read", column.MetaData.PathInSchema, codec)
+			}
+		}
+	}
+	return nil
+}
+
+// guard turns the library's panics on a damaged file into errors.
+func (p *parquetFile) guard(call func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("%s is damaged: %v", p.path, v)
+		}
+	}()
+	return call()
 }
 
 func (p *parquetFile) Total(_ context.Context, position json.RawMessage) (uint64, string, error) {
@@ -102,12 +130,16 @@ func (p *parquetFile) Total(_ context.Context, position json.RawMessage) (uint64
 	if err != nil {
 		return 0, "", err
 	}
-	file, reader, err := p.open()
-	if err != nil {
-		return 0, "", err
-	}
-	defer file.Close()
-	return uint64(max(0, reader.NumRows()-at)), "facts", reader.Close()
+	n := int64(0)
+	err = p.guard(func() error {
+		file, reader, err := p.open()
+		if err != nil {
+			return err
+		}
+		n = reader.NumRows()
+		return errors.Join(reader.Close(), file.Close())
+	})
+	return uint64(max(0, n-at)), "facts", err
 }
 
 func (p *parquetFile) Facts(ctx context.Context, position json.RawMessage) iter.Seq2[Fact, error] {
@@ -124,21 +156,31 @@ func (p *parquetFile) Facts(ctx context.Context, position json.RawMessage) iter.
 }
 
 func (p *parquetFile) each(ctx context.Context, yield func(Fact) bool) error {
-	file, reader, err := p.open()
-	if err != nil {
-		return err
+	var file *os.File
+	var reader *parquet.GenericReader[row]
+	err := p.guard(func() (err error) {
+		if file, reader, err = p.open(); err != nil {
+			return err
+		}
+		return reader.SeekToRow(p.at)
+	})
+	if file != nil {
+		defer file.Close()
 	}
-	defer file.Close()
-	defer func() { _ = reader.Close() }()
-	if err := reader.SeekToRow(p.at); err != nil {
+	if err != nil {
 		return fmt.Errorf("%s: go to row %d: %w", p.path, p.at, err)
 	}
+	defer func() { _ = p.guard(reader.Close) }()
 	for {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		rows := make([]row, readRows)
-		n, err := reader.Read(rows)
+		n := 0
+		err := p.guard(func() (err error) {
+			n, err = reader.Read(rows)
+			return err
+		})
 		for _, r := range rows[:n] {
 			f, err := r.fact()
 			if err != nil {
@@ -151,6 +193,9 @@ func (p *parquetFile) each(ctx context.Context, yield func(Fact) bool) error {
 		}
 		if errors.Is(err, io.EOF) {
 			return nil
+		}
+		if err == nil && n == 0 {
+			err = errors.New("nothing can be read where there should be more")
 		}
 		if err != nil {
 			return fmt.Errorf("%s: row %d: %w", p.path, p.at, err)
