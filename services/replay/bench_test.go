@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -33,10 +34,21 @@ import (
 
 // The benchmark measures the way from the log to the row beside a consumer that only reads, replay of ten times the
 // events beside replay of them, and the views over many rows. scripts/bench-projector runs it.
-const (
-	chunksEach = 100
-	chunkBytes = 4096
-)
+// shape is what the executions of a measurement write.
+type shape struct {
+	name               string
+	executions, chunks int
+	chunkBytes         int
+}
+
+func shapes() []shape {
+	n := number("VERBATIM_BENCH_EXECUTIONS", 2000)
+	return []shape{
+		{"4 KiB chunks", n, 100, 4096},
+		{"small events", n, 100, 64},
+		{"long", n / 100, 10_000, 4096}, // One row is written again and again while its execution runs.
+	}
+}
 
 func number(name string, otherwise int) int {
 	if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
@@ -65,7 +77,8 @@ func newBench(t *testing.T) *bench {
 }
 
 // chunky is an execution that writes; the text is of words, so that it packs like a log and not like zeros.
-func chunky(t *testing.T, n int) []events.Event {
+func (h shape) tell(t *testing.T, n int) []events.Event {
+	t.Helper()
 	id := fmt.Sprintf("019366e0-%04x-7000-8000-%012x", 0x7c00+n%1000, n)
 	var es []events.Event
 	add := func(data proto.Message) {
@@ -74,19 +87,19 @@ func chunky(t *testing.T, n int) []events.Event {
 		es = append(es, e)
 	}
 	add(&executionv1.ProcessStarted{Pid: 1, Runner: "r"})
-	for i := range chunksEach {
+	for i := range h.chunks {
 		var line strings.Builder
-		for line.Len() < chunkBytes {
+		for line.Len() < h.chunkBytes {
 			fmt.Fprintf(&line, "%d worker %d said %x\n", n, i, (n*7919+i*104729+line.Len())*2654435761)
 		}
-		add(&executionv1.OutputChunk{Stream: executionv1.Stream_STREAM_STDOUT, Offset: uint64(i * chunkBytes), Data: []byte(line.String()[:chunkBytes])})
+		add(&executionv1.OutputChunk{Stream: executionv1.Stream_STREAM_STDOUT, Offset: uint64(i * h.chunkBytes), Data: []byte(line.String()[:h.chunkBytes])})
 	}
 	add(&executionv1.ProcessExited{Status: &executionv1.ProcessExited_ExitCode{}})
 	return es
 }
 
 // fill writes executions to the log and the archive and returns the number of facts.
-func (b *bench) fill(from, to int, archive bool) int {
+func (b *bench) fill(h shape, from, to int, archive bool) int {
 	p, err := kafka.NewPublisher(b.base.Kafka, kafka.PublisherOptions{})
 	must(b.t, err)
 	store, err := clickhouse.Open(b.t.Context(), b.dsn)
@@ -94,7 +107,7 @@ func (b *bench) fill(from, to int, archive bool) int {
 	defer store.Close()
 	facts := 0
 	for n := from; n < to; n++ {
-		es := chunky(b.t, n)
+		es := h.tell(b.t, n)
 		facts += len(es)
 		var msgs []*message.Message
 		var archived []clickhouse.ArchivedEvent
@@ -102,7 +115,7 @@ func (b *bench) fill(from, to int, archive bool) int {
 			m, err := codec.ToMessage(e)
 			must(b.t, err)
 			msgs = append(msgs, m)
-			archived = append(archived, clickhouse.ArchivedEvent{Event: e, Topic: events.TopicExecutions, Offset: int64(n*1000 + i), ReceivedAt: begun})
+			archived = append(archived, clickhouse.ArchivedEvent{Event: e, Topic: events.TopicExecutions, Offset: int64(n*100_000 + i), ReceivedAt: begun})
 		}
 		if archive {
 			must(b.t, store.InsertEvents(b.t.Context(), archived))
@@ -115,19 +128,54 @@ func (b *bench) fill(from, to int, archive bool) int {
 }
 
 func TestBenchLogToRow(t *testing.T) {
-	b := newBench(t)
-	facts := b.fill(0, number("VERBATIM_BENCH_EXECUTIONS", 2000), false)
-	bare := b.readOnly(facts)
-	began := time.Now()
-	service := wiring.Projector(b.base, b.dsn, 2000)
-	must(t, service.Start(t.Context()))
-	b.await(facts)
-	took := time.Since(began)
-	must(t, service.Stop(context.Background()))
-	rate := func(d time.Duration) string {
-		return fmt.Sprintf("%8.0f events/s %7.1f MB/s", float64(facts)/d.Seconds(), float64(facts)*chunkBytes/1e6/d.Seconds())
+	for _, h := range shapes() {
+		t.Run(h.name, func(t *testing.T) {
+			b := newBench(t)
+			facts := b.fill(h, 0, h.executions, false)
+			bare := cost(func() { b.readOnly(facts) })
+			before := b.inserted()
+			took := cost(func() {
+				service := wiring.Projector(b.base, b.dsn, 2000)
+				must(t, service.Start(t.Context()))
+				b.await(facts)
+				must(t, service.Stop(context.Background()))
+			})
+			rate := func(s spent) string {
+				return fmt.Sprintf("%8.0f events/s %6.1f MB/s %5.1f µs of CPU each", float64(facts)/s.wall.Seconds(), float64(facts*h.chunkBytes)/1e6/s.wall.Seconds(), s.cpu.Seconds()*1e6/float64(facts))
+			}
+			fmt.Printf("log to row   %-12s %s   a consumer that only reads %s   ratio %.2f   rows written per execution %.1f   heap %d MiB\n",
+				h.name, rate(took), rate(bare), bare.wall.Seconds()/took.wall.Seconds(), float64(b.inserted()-before)/float64(h.executions), heap())
+		})
 	}
-	fmt.Printf("log to row   %s   a consumer that only reads %s   ratio %.2f   heap %d MiB\n", rate(took), rate(bare), bare.Seconds()/took.Seconds(), heap())
+}
+
+// spent is what something took, of the clock and of all threads of this process: broker and database are in it.
+type spent struct{ wall, cpu time.Duration }
+
+func cost(do func()) spent {
+	runtime.GC()
+	began, before := time.Now(), processorTime()
+	do()
+	return spent{time.Since(began), processorTime() - before}
+}
+
+func processorTime() time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		panic(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// inserted is the number of rows written so far, versions of one execution counted each.
+func (b *bench) inserted() uint64 {
+	options, err := chgo.ParseDSN(b.dsn)
+	must(b.t, err)
+	db := chgo.OpenDB(options)
+	defer db.Close()
+	var n uint64
+	must(b.t, db.QueryRowContext(b.t.Context(), "SELECT sum(value) FROM system.events WHERE event = 'InsertedRows'").Scan(&n))
+	return n
 }
 
 func heap() uint64 {
@@ -136,9 +184,8 @@ func heap() uint64 {
 	return m.HeapInuse >> 20
 }
 
-// readOnly is how long it takes to get every message and acknowledge it.
-func (b *bench) readOnly(facts int) time.Duration {
-	began := time.Now()
+// readOnly gets every message and acknowledges it.
+func (b *bench) readOnly(facts int) {
 	s, err := kafka.NewSubscriber(b.base.Kafka, kafka.SubscriberOptions{Group: "bare", MaxInFlight: 20_000})
 	must(b.t, err)
 	defer s.Close()
@@ -147,7 +194,6 @@ func (b *bench) readOnly(facts int) time.Duration {
 	for range facts {
 		(<-messages).Ack()
 	}
-	return time.Since(began)
 }
 
 // await returns when every row is stored: the projector has committed everything.
@@ -183,11 +229,11 @@ func TestBenchReplay(t *testing.T) {
 		must(t, err)
 		return time.Since(began)
 	}
-	small := b.fill(0, n, true)
+	small := b.fill(shapes()[0], 0, n, true)
 	run() // warms up
 	once := run()
 	onceHeap := heap()
-	large := small + b.fill(n, 10*n, true)
+	large := small + b.fill(shapes()[0], n, 10*n, true)
 	ten := run()
 	fmt.Printf("replay       %d events %.2f s (%.0f events/s, heap %d MiB)   %d events %.2f s (%.0f events/s, heap %d MiB)   ratio %.1f\n",
 		small, once.Seconds(), float64(small)/once.Seconds(), onceHeap, large, ten.Seconds(), float64(large)/ten.Seconds(), heap(), ten.Seconds()/once.Seconds())
@@ -211,7 +257,7 @@ SELECT toDate('2026-11-01') + %d, concat('019366e0-7c00-7000-%%03d-', leftPad(to
 FROM numbers(%d)`, day, day, rows/days))
 		must(t, err)
 	}
-	b.fill(0, 20, true)
+	b.fill(shapes()[0], 0, 20, true)
 	for _, view := range []struct{ name, query string }{
 		{"current_executions", "SELECT status, count() FROM current_executions WHERE created_day = '2026-11-10' GROUP BY status"},
 		{"outcomes_by_hour", "SELECT * FROM outcomes_by_hour WHERE created_day = '2026-11-10'"},
