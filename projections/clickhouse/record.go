@@ -120,7 +120,7 @@ func recordOf(s *execution.State) (*record, error) {
 	if err != nil {
 		return nil, err
 	}
-	state, err := s.MarshalBinary()
+	state, err := s.MarshalBeside(&r)
 	if err != nil {
 		return nil, err
 	}

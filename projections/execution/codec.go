@@ -16,7 +16,13 @@ import (
 // length-prefixed bytes, CRC-32 (IEEE) of all that, little endian. Texts that repeat are written once and
 // then named by their number. A form that this binary does not know is an error; the state is then
 // rebuilt from the archive.
-const formatVersion = 1
+//
+// The first and last bytes of a stream mostly stand in the row's preview too. Then they are not written a second time: a
+// window says where in the preview its bytes are (see beside.go). Form 1 had the bytes always.
+const (
+	formatVersion = 2
+	oldestVersion = 1
+)
 
 // ErrState is in the chain of every error of Load.
 var ErrState = errors.New("stored execution state")
@@ -24,6 +30,8 @@ var ErrState = errors.New("stored execution state")
 type writer struct {
 	b     []byte
 	texts map[string]uint64
+	// beside are the previews that will stand beside the state, of the streams of the latest attempt.
+	beside [streamCount]*string
 }
 
 func (w *writer) uint(v uint64)  { w.b = binary.AppendUvarint(w.b, v) }
@@ -67,13 +75,30 @@ func (w *writer) set(s *interval.Set) {
 
 func (w *writer) origin(o origin) { w.text(o.source); w.uint(o.sequence) }
 
-func (w *writer) window(v *window) {
+// window writes a window; at is the place of its bytes in the preview, negative when they have to be written.
+func (w *writer) window(v *window, at int) {
 	w.set(&v.clash)
 	w.uint(uint64(len(v.segments)))
+	if len(v.segments) == 0 {
+		return
+	}
+	w.bool(at >= 0)
+	if at >= 0 {
+		w.uint(uint64(at))
+	}
+	sum := uint32(0)
 	for _, g := range v.segments {
 		w.uint(g.offset)
 		w.origin(g.from)
-		w.bytes(g.data)
+		if at < 0 {
+			w.bytes(g.data)
+			continue
+		}
+		w.uint(uint64(len(g.data)))
+		sum = crc32.Update(sum, crc32.IEEETable, g.data)
+	}
+	if at >= 0 {
+		w.b = binary.LittleEndian.AppendUint32(w.b, sum)
 	}
 }
 
@@ -101,9 +126,11 @@ func writeLog[M proto.Message](w *writer, l *log[M]) {
 // reader reads what writer wrote. After the first error everything it returns is zero, so a caller looks
 // at err once, at the end, and after every count it loops on.
 type reader struct {
-	b     []byte
-	texts []string
-	err   error
+	b      []byte
+	form   uint64
+	texts  []string
+	beside [streamCount]*string
+	err    error
 }
 
 func (r *reader) fail(what string) {
@@ -189,12 +216,21 @@ func (r *reader) set(s *interval.Set) {
 
 func (r *reader) origin() origin { return origin{source: r.text(), sequence: r.uint()} }
 
-func (r *reader) window(v *window) {
+// window reads a window of the stream that beside, which may be nil, is the preview of.
+func (r *reader) window(v *window, beside *string) {
 	r.set(&v.clash)
+	count := r.count()
+	if count == 0 {
+		return
+	}
+	bytes, sum := r.bytes, func() {}
+	if r.form > oldestVersion && r.bool() {
+		bytes, sum = r.besides(beside)
+	}
 	at := uint64(0)
-	for range r.count() {
+	for range count {
 		g := segment{offset: r.uint(), from: r.origin()}
-		g.data = append([]byte(nil), r.bytes()...)
+		g.data = append([]byte(nil), bytes()...)
 		if len(g.data) == 0 || g.offset < at || g.end() < g.offset {
 			r.fail("kept bytes are not ascending")
 			return
@@ -202,6 +238,33 @@ func (r *reader) window(v *window) {
 		v.segments = append(v.segments, g)
 		at = g.end()
 	}
+	sum()
+}
+
+// besides returns what gives the bytes of one segment after the other from a preview, and what checks them at the end.
+func (r *reader) besides(beside *string) (bytes func() []byte, check func()) {
+	left, sum := "", uint32(0)
+	if at := r.uint(); beside != nil && at <= uint64(len(*beside)) {
+		left = (*beside)[at:]
+	}
+	bytes = func() []byte {
+		n := r.uint()
+		if n > uint64(len(left)) {
+			r.fail("kept bytes do not stand in the row")
+			return nil
+		}
+		b := []byte(left[:n])
+		left, sum = left[n:], crc32.Update(sum, crc32.IEEETable, b)
+		return b
+	}
+	check = func() {
+		if len(r.b) < 4 || binary.LittleEndian.Uint32(r.b) != sum {
+			r.fail("kept bytes are not those that stand in the row")
+			return
+		}
+		r.b = r.b[4:]
+	}
+	return bytes, check
 }
 
 func readFact[M proto.Message](r *reader) fact[M] {

@@ -3,6 +3,7 @@ package execution
 import (
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -146,6 +147,10 @@ func (d *drawer) stream(n uint32, s executionv1.Stream) *executionv1.StreamSeal 
 	seal := &executionv1.StreamSeal{Stream: s}
 	published, captured := sha256.New(), sha256.New()
 	at := uint64(0)
+	content := content
+	if d.chance("valid text", 50) {
+		content = letters
+	}
 	for range rapid.IntRange(0, 8).Draw(d.T, "chunks") {
 		size := rapid.SampledFrom([]int{1, 3, 100, 5000, 70000}).Draw(d.T, "size")
 		data := content(at, size)
@@ -194,6 +199,15 @@ func content(offset uint64, size int) []byte {
 	return b
 }
 
+// letters is like content, of one byte each.
+func letters(offset uint64, size int) []byte {
+	b := make([]byte, size)
+	for i := range b {
+		b[i] = 'a' + byte((offset+uint64(i))%23)
+	}
+	return b
+}
+
 func fold(t *rapid.T, ds []delivery, splits bool) *State {
 	s := New(testID)
 	for _, d := range ds {
@@ -221,7 +235,47 @@ func reload(t interface{ Fatal(...any) }, s *State) *State {
 	if !slices.Equal(b, again) {
 		t.Fatal("a state that was stored and loaded is stored differently")
 	}
+	row := s.Row()
+	if b, err = s.MarshalBeside(&row); err != nil {
+		t.Fatal(err)
+	}
+	if loaded, err = LoadBeside(b, row.Stdout, row.Stderr); err != nil {
+		t.Fatal(err)
+	}
+	if b, err = loaded.MarshalBinary(); err != nil || !slices.Equal(b, again) {
+		t.Fatal("a state that was stored beside its row is loaded differently: ", err)
+	}
 	return loaded
+}
+
+// A state beside its row has none of the bytes that the row shows, and is not taken with another row.
+func TestStateBesideItsRow(t *testing.T) {
+	t.Parallel()
+	told, s := tell(t), New(testID)
+	for i := range 100 {
+		told.in(1, out(i*4096, strings.Repeat("wölf €ur𝄞\n", 4096/16)))
+	}
+	for _, e := range told.all {
+		s.Apply(e, testTime)
+	}
+	row := s.Row()
+	b, err := s.MarshalBeside(&row)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(b) > 2000 {
+		t.Errorf("the state has %d bytes beside a row of %d", len(b), len(*row.Stdout))
+	}
+	changed := strings.Replace(*row.Stdout, "wölf", "wolf!", 1)
+	short := (*row.Stdout)[:100]
+	for name, other := range map[string]*string{"none": nil, "changed": &changed, "short": &short} {
+		if _, err := LoadBeside(b, other, row.Stderr); !errors.Is(err, ErrState) {
+			t.Errorf("with %s: %v", name, err)
+		}
+	}
+	if _, err := Load(b); !errors.Is(err, ErrState) {
+		t.Errorf("without a row: %v", err)
+	}
 }
 
 func rowJSON(t interface{ Fatal(...any) }, r Row) string {

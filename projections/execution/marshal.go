@@ -13,7 +13,10 @@ import (
 
 // MarshalBinary returns everything that is needed to go on folding. Equal histories give equal bytes.
 func (s *State) MarshalBinary() ([]byte, error) {
-	w := &writer{texts: map[string]uint64{}}
+	return s.marshal(&writer{texts: map[string]uint64{}})
+}
+
+func (s *State) marshal(w *writer) ([]byte, error) {
 	w.uint(formatVersion)
 	w.bytes([]byte(s.id))
 	w.seen(&s.seen)
@@ -25,8 +28,9 @@ func (s *State) MarshalBinary() ([]byte, error) {
 	writeSlot(w, &s.cancelled)
 	w.set(&s.numbers)
 	w.uint(uint64(len(s.attempts)))
+	latest := s.latest()
 	for _, n := range slices.Sorted(maps.Keys(s.attempts)) {
-		if err := w.attempt(s.attempts[n]); err != nil {
+		if err := w.attempt(s.attempts[n], s.attempts[n] == latest); err != nil {
 			return nil, fmt.Errorf("encode state of execution %s: %w", s.id, err)
 		}
 	}
@@ -34,14 +38,16 @@ func (s *State) MarshalBinary() ([]byte, error) {
 }
 
 // Load is the inverse of MarshalBinary. Bytes that it did not write give an error with ErrState in its chain.
-func Load(b []byte) (*State, error) {
+func Load(b []byte) (*State, error) { return load(b, &reader{}) }
+
+func load(b []byte, r *reader) (*State, error) {
 	body, err := checked(b)
 	if err != nil {
 		return nil, err
 	}
-	r := &reader{b: body}
-	if v := r.uint(); v != formatVersion {
-		return nil, fmt.Errorf("%w: form %d is not known here, only %d is", ErrState, v, formatVersion)
+	r.b = body
+	if r.form = r.uint(); r.form < oldestVersion || r.form > formatVersion {
+		return nil, fmt.Errorf("%w: form %d is not known here, those from %d to %d are", ErrState, r.form, oldestVersion, formatVersion)
 	}
 	s := New(string(r.bytes()))
 	r.seen(&s.seen)
@@ -128,7 +134,7 @@ func (r *reader) counts(m map[string]uint64) {
 	}
 }
 
-func (w *writer) attempt(a *attempt) error {
+func (w *writer) attempt(a *attempt, latest bool) error {
 	w.uint(uint64(a.number))
 	writeSlot(w, &a.prepared)
 	writeSlot(w, &a.preparationFailed)
@@ -146,8 +152,12 @@ func (w *writer) attempt(a *attempt) error {
 		s := &a.streams[i]
 		w.set(&s.received)
 		w.set(&s.twice)
-		w.window(&s.head)
-		w.window(&s.tail)
+		head, tail := -1, -1
+		if latest && w.beside[i] != nil {
+			head, tail = s.locate(*w.beside[i])
+		}
+		w.window(&s.head, head)
+		w.window(&s.tail, tail)
 		if err := w.digest(&s.digest); err != nil {
 			return fmt.Errorf("attempt %d: %s: %w", a.number, streamNames[i], err)
 		}
@@ -181,8 +191,8 @@ func (r *reader) attempt() *attempt {
 		if rs := s.received.Ranges(); len(rs) > 0 {
 			s.end = rs[len(rs)-1].End
 		}
-		r.window(&s.head)
-		r.window(&s.tail)
+		r.window(&s.head, r.beside[i])
+		r.window(&s.tail, r.beside[i])
 		if s.keptPast(s.end) {
 			r.fail("kept bytes were never received")
 		}
