@@ -28,8 +28,9 @@ import (
 	"verbatim.dev/events/kafka"
 	"verbatim.dev/projections/execution"
 	"verbatim.dev/services/internal/batch"
-	"verbatim.dev/services/internal/failure"
 	"verbatim.dev/services/internal/retry"
+	"verbatim.dev/services/internal/router"
+	"verbatim.dev/services/internal/sink"
 )
 
 // Rows stores folded states. Storing an older version of a row changes nothing.
@@ -41,11 +42,11 @@ type Rows interface {
 // Limits of a batch: a row shows what happened within a second.
 var limits = batch.Config{Items: 20_000, Bytes: 32 << 20, Delay: 250 * time.Millisecond}
 
-// Projector handles facts. It is safe for concurrent use.
+// Projector folds facts. It is safe for concurrent use.
 type Projector struct {
 	rows    Rows
 	archive Archive
-	batcher *batch.Batcher[Fact]
+	sink    *sink.Sink[Fact]
 	states  *states
 	logger  *slog.Logger
 	skipped prometheus.Counter
@@ -60,7 +61,7 @@ type Fact struct {
 }
 
 // New returns a projector of a log of facts with the given number of partitions, which keeps at most so many states
-// in memory. Stop it after its handlers have ended.
+// in memory. Stop it in the end.
 func New(r Rows, a Archive, partitions, keep int, logger *slog.Logger, registry prometheus.Registerer) (*Projector, error) {
 	p := &Projector{rows: r, archive: a, partitions: partitions, states: newStates(keep), logger: logger, skipped: prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "verbatim_projector_skipped_records_total", Help: "Records of the log of facts that are no event.",
@@ -68,31 +69,31 @@ func New(r Rows, a Archive, partitions, keep int, logger *slog.Logger, registry 
 	if err := registry.Register(p.skipped); err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}
-	p.batcher = batch.New(limits, p.Fold)
+	watch, err := router.Watch(registry, "projector", events.TopicExecutions)
+	if err != nil {
+		return nil, err
+	}
+	p.sink = sink.New(sink.Config[Fact]{Limits: limits, Decode: p.decode, Store: p.Fold, Watch: watch})
 	return p, nil
 }
 
-// Handle folds one fact and returns when its row is stored.
-func (p *Projector) Handle(m *message.Message) error {
+// Take folds messages until the channel is closed. Each is acknowledged when its row is stored.
+func (p *Projector) Take(messages <-chan *message.Message) { p.sink.Run(messages) }
+
+func (p *Projector) decode(m *message.Message) (Fact, bool) {
 	e, err := codec.FromMessage(m)
-	if err != nil || e.AboutExecution() != nil {
-		p.skipped.Inc()
-		return nil //nolint:nilerr // The recorder dead-letters it.
-	}
 	at, ok := kafka.PositionFromContext(m.Context())
-	if !ok {
-		return failure.Permanent(fmt.Errorf("message %s says not where it comes from", m.UUID))
+	if err != nil || e.AboutExecution() != nil || !ok {
+		p.skipped.Inc() // The recorder dead-letters it.
+		return Fact{}, false
 	}
-	if at.Partition != kafka.PartitionFor([]byte(e.Subject), p.partitions) {
-		return nil
-	}
-	return p.batcher.Add(m.Context(), Fact{e, at}, len(e.Payload)+256)
+	return Fact{e, at}, at.Partition == kafka.PartitionFor([]byte(e.Subject), p.partitions)
 }
 
 // Stop ends what is under way. Facts that were not stored stay unacknowledged.
-func (p *Projector) Stop() { p.batcher.Stop() }
+func (p *Projector) Stop() { p.sink.Stop() }
 
-// Fold applies a batch and stores every row that it changed. One at a time; Handle calls it too.
+// Fold applies a batch and stores every row that it changed. One at a time; Take calls it too.
 func (p *Projector) Fold(ctx context.Context, facts []Fact) error {
 	missing := p.states.assign(facts)
 	if len(missing) > 0 {

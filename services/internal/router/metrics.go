@@ -2,6 +2,7 @@ package router
 
 import (
 	"errors"
+	"fmt"
 	"strconv"
 	"time"
 
@@ -95,4 +96,28 @@ func (f *frame) measure(next message.HandlerFunc) message.HandlerFunc {
 		}
 		return produced, err
 	}
+}
+
+// Watch returns what counts messages that are handled many at a time (package sink) in the metrics of a router. began is when the
+// first of them came.
+func Watch(r prometheus.Registerer, service, topic string) (func(messages []*message.Message, began time.Time), error) {
+	m, err := newMetrics(r, service)
+	if err != nil {
+		return nil, fmt.Errorf("register metrics: %w", err)
+	}
+	return func(messages []*message.Message, began time.Time) {
+		m.received.WithLabelValues(topic).Add(float64(len(messages)))
+		m.handled.Add(float64(len(messages)))
+		took := time.Since(began).Seconds()
+		behind := map[int]int64{}
+		for _, x := range messages {
+			m.seconds.Observe(took)
+			if p, ok := kafka.PositionFromContext(x.Context()); ok {
+				behind[p.Partition] = p.HighWatermark - p.Offset - 1
+			}
+		}
+		for partition, n := range behind {
+			m.lag.WithLabelValues(topic, strconv.Itoa(partition)).Set(float64(n))
+		}
+	}, nil
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -46,6 +47,8 @@ type node struct {
 
 	publisher   *kafka.Publisher
 	subscribers []message.Subscriber
+	sources     []message.Subscriber // of sinks
+	sinks       sync.WaitGroup
 	router      *message.Router
 	failed      chan error
 	done        chan struct{}
@@ -62,6 +65,8 @@ type consumer struct {
 	// paused, if not nil, says when the topic is to be left to others, see intake.
 	paused func() (bool, <-chan struct{})
 	handle message.NoPublishHandlerFunc
+	// take, instead of handle, takes the messages until the channel is closed, and settles them (package sink).
+	take func(<-chan *message.Message)
 }
 
 // Topics are the topics as the transport takes them.
@@ -111,6 +116,16 @@ func (n *node) start(ctx context.Context) error {
 		s, err := n.subscriber(ctx, c)
 		if err != nil {
 			return err
+		}
+		if c.take != nil {
+			n.sources = append(n.sources, s)
+			// The subscription lives until Stop, not until the start is over.
+			messages, err := s.Subscribe(context.WithoutCancel(ctx), c.topic)
+			if err != nil {
+				return err
+			}
+			n.sinks.Go(func() { c.take(messages) })
+			continue
 		}
 		n.subscribers = append(n.subscribers, s)
 		n.router.AddConsumerHandler(n.name+"."+c.topic, c.topic, s, c.handle)
@@ -176,9 +191,13 @@ func (n *node) end(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("close router: %w", err))
 		}
 	}
+	for _, s := range n.sources {
+		errs = append(errs, s.Close()) // It waits until what is in flight is stored, as long as it may.
+	}
 	if n.release != nil {
 		n.release()
 	}
+	n.sinks.Wait()
 	if n.drain != nil {
 		errs = append(errs, n.drain(ctx))
 	}

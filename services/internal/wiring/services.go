@@ -20,7 +20,7 @@ import (
 	"verbatim.dev/services/runner"
 )
 
-// In-flight messages per partition. Sinks gather them into batches; each waits in a goroutine of its own, and
+// In-flight messages per partition. Sinks gather them into batches; in the recorder each waits in a goroutine of its own, and
 // the fetched bytes bound their memory.
 const (
 	sinkInFlight   = 4096
@@ -90,7 +90,7 @@ func Projector(b Base, dsn string, keep int) lifecycle.Service {
 			return nil, err
 		}
 		n.release = p.Stop
-		return []consumer{{topic: events.TopicExecutions, inFlight: sinkInFlight, fetchBytes: sinkFetchBytes, handle: p.Handle}}, nil
+		return []consumer{{topic: events.TopicExecutions, inFlight: sinkInFlight, fetchBytes: sinkFetchBytes, take: p.Take}}, nil
 	}
 	return n
 }
