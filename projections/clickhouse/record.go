@@ -42,6 +42,7 @@ type record struct {
 	Attempt              *uint32           `ch:"attempt"`
 	Runner               *string           `ch:"runner"`
 	Labels               map[string]string `ch:"labels"`
+	RetryAt              *time.Time        `ch:"retry_at"`
 	Reason               *string           `ch:"reason"`
 	Action               *string           `ch:"action"`
 	Command              []string          `ch:"command"`
@@ -133,7 +134,7 @@ func recordOf(s *execution.State) (*record, error) {
 		StdoutLogSHA256: r.StdoutLogSHA256, StderrLogSHA256: r.StderrLogSHA256, StdoutLogMatch: r.StdoutLogMatch, StderrLogMatch: r.StderrLogMatch,
 		Complete: r.Complete, Missing: toRanges(r.Missing),
 		RequestedAt: r.RequestedAt, StartedAt: r.StartedAt, EndedAt: r.EndedAt, Attempt: r.Attempt, Runner: r.Runner, Labels: r.Labels,
-		Reason: r.Reason, Action: r.Action, Command: r.Command, Directory: r.Directory, RequestedBy: r.RequestedBy, PreparedAt: r.PreparedAt,
+		RetryAt: r.RetryAt, Reason: r.Reason, Action: r.Action, Command: r.Command, Directory: r.Directory, RequestedBy: r.RequestedBy, PreparedAt: r.PreparedAt,
 		DurationMS: r.DurationMS, Sealed: r.Sealed, Host: r.Host, PID: r.PID, CoreDumped: r.CoreDumped, OutOfMemory: r.OutOfMemory,
 		UserMS: r.UserMS, SystemMS: r.SystemMS, MaxResidentBytes: r.MaxResidentBytes, TimeoutMS: r.TimeoutMS,
 		StdinAcceptedBytes: r.StdinAcceptedBytes, StdinOfferedBytes: r.StdinOfferedBytes, TerminationSignals: []sentSignal{},
@@ -163,7 +164,7 @@ func (c *record) row() execution.Row {
 		StdoutLogSHA256: c.StdoutLogSHA256, StderrLogSHA256: c.StderrLogSHA256, StdoutLogMatch: c.StdoutLogMatch, StderrLogMatch: c.StderrLogMatch,
 		Complete: c.Complete, Missing: fromRanges(c.Missing),
 		RequestedAt: utc(c.RequestedAt), StartedAt: utc(c.StartedAt), EndedAt: utc(c.EndedAt), Attempt: c.Attempt, Runner: c.Runner, Labels: c.Labels,
-		Reason: c.Reason, Action: c.Action, Command: c.Command, Directory: c.Directory, RequestedBy: c.RequestedBy, PreparedAt: utc(c.PreparedAt),
+		RetryAt: utc(c.RetryAt), Reason: c.Reason, Action: c.Action, Command: c.Command, Directory: c.Directory, RequestedBy: c.RequestedBy, PreparedAt: utc(c.PreparedAt),
 		DurationMS: c.DurationMS, Sealed: c.Sealed, Host: c.Host, PID: c.PID, CoreDumped: c.CoreDumped, OutOfMemory: c.OutOfMemory,
 		UserMS: c.UserMS, SystemMS: c.SystemMS, MaxResidentBytes: c.MaxResidentBytes, TimeoutMS: c.TimeoutMS,
 		StdinAcceptedBytes: c.StdinAcceptedBytes, StdinOfferedBytes: c.StdinOfferedBytes,

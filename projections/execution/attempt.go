@@ -46,6 +46,8 @@ type attempt struct {
 	sealed            slot[*executionv1.OutputSealed]
 	recorded          slot[*executionv1.OutputRecorded]
 	lost              slot[*executionv1.RunnerLost]
+	returned          slot[*executionv1.RunnerReturned]
+	retry             slot[*executionv1.RetryScheduled]
 	readFailures      log[*executionv1.OutputReadFailed]
 	terminations      log[*executionv1.TerminationStarted]
 
@@ -83,7 +85,11 @@ func (a *attempt) fold(data proto.Message, from origin, at time.Time, waiting *i
 	case *executionv1.OutputRecorded:
 		a.recorded.joinLatest(fact[*executionv1.OutputRecorded]{from, at, trimRecorded(d)})
 	case *executionv1.RunnerLost:
-		a.lost.join(fact[*executionv1.RunnerLost]{from, at, d})
+		a.lost.joinLatest(fact[*executionv1.RunnerLost]{from, at, d})
+	case *executionv1.RunnerReturned:
+		a.returned.joinLatest(fact[*executionv1.RunnerReturned]{from, at, d})
+	case *executionv1.RetryScheduled:
+		a.retry.joinLatest(fact[*executionv1.RetryScheduled]{from, at, d})
 	}
 }
 
@@ -115,18 +121,29 @@ func (a *attempt) ran() bool {
 
 // closed says whether the stream's total is known: sealed, or there never was a process.
 func (a *attempt) closed(index int) bool {
-	return a.sealOf(index) != nil || a.neverPrepared()
+	return a.sealOf(index) != nil || a.neverRan()
 }
 
-// neverPrepared says that the attempt ended before there was anything to start.
-func (a *attempt) neverPrepared() bool {
-	return a.preparationFailed.set && !a.ran() && !a.sealed.set
+// neverRan says that the attempt ended without a process, and without a seal that says so: nobody prepared it, or nobody took it.
+func (a *attempt) neverRan() bool {
+	expired := a.startFailed.data.GetReason() == executionv1.StartFailureReason_START_FAILURE_REASON_EXPIRED
+	return (a.preparationFailed.set || expired) && !a.ran() && !a.sealed.set
+}
+
+// missed says that the runner was lost and is not back, given the last number that was heard of it: neither did it say more than what was
+// known when it was lost, nor was it seen to have the attempt again.
+func (a *attempt) missed(heard uint64) bool {
+	if !a.lost.set || a.returned.set && a.returned.sequence > a.lost.sequence {
+		return false
+	}
+	last := a.lost.data.GetLastSequence()
+	return last == 0 || heard <= last
 }
 
 // trimPrepared keeps what the row shows. Environment and stdin stay in the log.
 func trimPrepared(d *executionv1.Prepared) *executionv1.Prepared {
 	return &executionv1.Prepared{
-		Argv: d.GetArgv(), Directory: d.GetDirectory(), Timeout: d.GetTimeout(), Action: clip(d.GetAction()),
+		Argv: d.GetArgv(), Directory: d.GetDirectory(), Timeout: d.GetTimeout(), Action: clip(d.GetAction()), StartBy: d.GetStartBy(),
 		Labels: d.GetLabels(), RequestedAt: d.GetRequestedAt(), RequestedBy: clip(d.GetRequestedBy()),
 	}
 }

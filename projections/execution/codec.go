@@ -18,9 +18,10 @@ import (
 // rebuilt from the archive.
 //
 // The first and last bytes of a stream mostly stand in the row's preview too. Then they are not written a second time: a
-// window says where in the preview its bytes are (see beside.go). Form 1 had the bytes always.
+// window says where in the preview its bytes are (see beside.go). Form 1 had the bytes always; forms 1 and 2 have no RunnerReturned and no
+// RetryScheduled.
 const (
-	formatVersion = 2
+	formatVersion = 3
 	oldestVersion = 1
 )
 

@@ -19,7 +19,8 @@
 //
 // Both stay in the log and in the archive. The row shows the one with the smallest (source, sequence) and
 // names the contradiction in Row.Contradictions. What a process did outweighs what somebody
-// expected of it: with a ProcessExited, WaitFailed, StartFailed and RunnerLost do not decide the status.
+// expected of it: with a ProcessExited, WaitFailed, StartFailed and RunnerLost do not decide the status. And a runner that
+// says more than it had said when it was lost, or is seen again with the attempt, is not lost.
 //
 // # Bounds
 //

@@ -92,6 +92,10 @@ func (d *drawer) request() *executionv1.ExecutionRequested {
 	return &executionv1.ExecutionRequested{
 		What:    &executionv1.ExecutionRequested_Command{Command: &executionv1.Command{Argv: []string{"sh", rapid.StringN(0, 3, 9).Draw(d.T, "argument")}}},
 		Timeout: durationpb.New(time.Second), Labels: map[string]string{"a": "1", "b": "2"},
+		Retry: &executionv1.RetryPolicy{
+			Retries: uint32(rapid.IntRange(0, 2).Draw(d.T, "retries")),
+			RetryOn: rapid.SliceOfN(rapid.SampledFrom([]executionv1.RetryOn{1, 2, 3}), 0, 3).Draw(d.T, "retry on"),
+		},
 	}
 }
 
@@ -137,8 +141,16 @@ func (d *drawer) attempt(n uint32) {
 	if d.chance("sealed twice", 5) {
 		d.say("runner", n, &executionv1.OutputSealed{Streams: []*executionv1.StreamSeal{{Stream: 1, CapturedBytes: 1, Lost: []*executionv1.ByteRange{{End: 1}}}, {Stream: 2}}})
 	}
-	if d.chance("lost", 10) {
-		d.say("recorder", n, &executionv1.RunnerLost{Runner: "r", SilentSince: timestamppb.New(testTime)})
+	for range rapid.SampledFrom([]int{0, 0, 0, 1, 2}).Draw(d.T, "losses") {
+		d.say("watchdog", n, &executionv1.RunnerLost{
+			Runner: "r", SilentSince: timestamppb.New(testTime), LastSequence: uint64(rapid.IntRange(0, 12).Draw(d.T, "last")),
+		})
+		if d.chance("returned", 40) {
+			d.say("watchdog", n, &executionv1.RunnerReturned{Runner: "r"})
+		}
+	}
+	if d.chance("retry scheduled", 15) {
+		d.say("watchdog", n, &executionv1.RetryScheduled{NextAttempt: n + 1, NotBefore: timestamppb.New(testTime), Because: 1})
 	}
 }
 

@@ -47,7 +47,7 @@ func (a *attempt) ledger(r *Row, limited bool) {
 		*masked = ptr(seal.GetMaskedRanges())
 	}
 	switch {
-	case a.neverPrepared():
+	case a.neverRan():
 		r.Sealed, r.Complete = true, ptr(true)
 	case a.sealed.set:
 		r.Sealed = true

@@ -146,6 +146,8 @@ func (w *writer) attempt(a *attempt, latest bool) error {
 	writeSlot(w, &a.sealed)
 	writeSlot(w, &a.recorded)
 	writeSlot(w, &a.lost)
+	writeSlot(w, &a.returned)
+	writeSlot(w, &a.retry)
 	writeLog(w, &a.readFailures)
 	writeLog(w, &a.terminations)
 	for i := range a.streams {
@@ -177,6 +179,10 @@ func (r *reader) attempt() *attempt {
 	readSlot(r, &a.sealed)
 	readSlot(r, &a.recorded)
 	readSlot(r, &a.lost)
+	if r.form >= 3 {
+		readSlot(r, &a.returned)
+		readSlot(r, &a.retry)
+	}
 	readLog(r, &a.readFailures)
 	readLog(r, &a.terminations)
 	for _, f := range a.readFailures.facts {

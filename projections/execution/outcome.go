@@ -18,10 +18,13 @@ type ending struct {
 var no = false
 
 // outcome fills in status, reason, exit and error. What the process did comes first; then that nobody could
-// learn it; then that it never started; then that its runner fell silent.
-func (a *attempt) outcome(r *Row) {
-	e := a.ending()
+// learn it; then that it never started; then that its runner fell silent. next is what another attempt follows.
+func (a *attempt) outcome(r *Row, e ending, next executionv1.RetryOn) {
 	r.Status, r.Succeeded, r.Reason = e.status, e.succeeded, text(e.reason)
+	if next != executionv1.RetryOn_RETRY_ON_UNSPECIFIED {
+		r.Status, r.Succeeded = StatusRetrying, nil
+		r.RetryAt = when(timeOf(a.retry.data.GetNotBefore(), time.Time{}))
+	}
 	if a.exited.set {
 		switch st := a.exited.data.GetStatus().(type) {
 		case *executionv1.ProcessExited_ExitCode:
@@ -37,7 +40,8 @@ func (a *attempt) outcome(r *Row) {
 	r.Error, r.ErrorSource = ptr(clip(message)), &source
 }
 
-func (a *attempt) ending() ending {
+// ending takes the last number that was heard of the runner.
+func (a *attempt) ending(heard uint64) ending {
 	switch {
 	case a.exited.set || a.waitFailed.set:
 		return a.ended()
@@ -48,7 +52,7 @@ func (a *attempt) ending() ending {
 		return ending{StatusFailed, &no, enumWord(a.startFailed.data.GetReason().String(), "START_FAILURE_REASON_", "start_failed")}
 	case a.preparationFailed.set && !a.ran():
 		return ending{StatusFailed, &no, enumWord(a.preparationFailed.data.GetReason().String(), "PREPARATION_FAILURE_REASON_", "preparation_failed")}
-	case a.lost.set:
+	case a.missed(heard):
 		return ending{StatusLost, nil, "runner_lost"}
 	case a.ran() || a.sealed.set:
 		return ending{status: StatusRunning}

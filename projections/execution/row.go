@@ -4,11 +4,12 @@ import (
 	"time"
 )
 
-// Statuses of a row. The last five are terminal.
+// Statuses of a row. The last five are terminal: nothing more is expected. Retrying is an end that another attempt follows.
 const (
 	StatusRequested = "requested"
 	StatusPrepared  = "prepared"
 	StatusRunning   = "running"
+	StatusRetrying  = "retrying"
 	StatusSucceeded = "succeeded"
 	StatusFailed    = "failed"
 	StatusTimeout   = "timeout"
@@ -21,7 +22,7 @@ const (
 type Row struct {
 	ExecutionID string `json:"execution_id"`
 	Status      string `json:"status"`
-	// Succeeded is nil before the end and when the runner was lost.
+	// Succeeded is nil before the end, between two attempts, and when the runner was lost.
 	Succeeded *bool  `json:"succeeded"`
 	ExitCode  *int32 `json:"exit_code"`
 	// Signal is the name without SIG.
@@ -64,6 +65,8 @@ type Row struct {
 	Runner      *string           `json:"runner"`
 	Labels      map[string]string `json:"labels"`
 
+	// RetryAt is when the next attempt is requested; nil when none follows, or that is not known yet.
+	RetryAt *time.Time `json:"retry_at"`
 	// Reason is the machine's word for an end that was no success: exit_code, signal, timeout, cancel,
 	// runner_shutdown, wait_failed, runner_lost, unknown_status, or why it was not prepared or started (unknown_action, command_not_found …).
 	Reason      *string    `json:"reason"`
@@ -154,7 +157,8 @@ func (s *State) Row() Row {
 	a.ledger(&r, s.limited)
 	a.view(&r)
 	a.files(&r)
-	a.outcome(&r)
+	e, next := s.ending(a)
+	a.outcome(&r, e, next)
 	return r
 }
 
@@ -200,7 +204,7 @@ func (a *attempt) times(r *Row) {
 		r.EndedAt = when(timeOf(a.waitFailed.data.GetFailedAt(), a.waitFailed.at))
 	case a.startFailed.set:
 		r.EndedAt = when(a.startFailed.at)
-	case a.neverPrepared():
+	case a.neverRan():
 		r.EndedAt = when(a.preparationFailed.at)
 	}
 	if r.StartedAt != nil && r.EndedAt != nil {

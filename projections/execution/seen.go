@@ -152,6 +152,20 @@ func producerName(e events.Event) (string, bool) {
 	return rest[:cut], true
 }
 
+// heard is the highest number met of an attempt's runner, 0 when there is none.
+func (s *Seen) heard(attempt uint32) uint64 {
+	last := uint64(0)
+	for k, p := range s.producers {
+		if rs := p.sequences.Ranges(); k.attempt == attempt && k.name == runnerName && len(rs) > 0 {
+			last = max(last, rs[len(rs)-1].End-1)
+		}
+	}
+	return last
+}
+
+// runnerName is the producer part of the ids of a runner's facts.
+const runnerName = "runner"
+
 func (s *Seen) sorted() []*producer {
 	all := make([]*producer, 0, len(s.producers))
 	for _, p := range s.producers {

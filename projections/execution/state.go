@@ -130,7 +130,7 @@ func (s *State) fold(e events.Event, from origin, at time.Time, added bool) {
 	case *executionv1.CancelRequested:
 		s.cancelled.join(fact[*executionv1.CancelRequested]{from, at, &executionv1.CancelRequested{RequestedBy: clip(d.GetRequestedBy()), Reason: clip(d.GetReason())}})
 		return
-	case *executionv1.RunnerHeartbeat, *executionv1.CordonRequested:
+	case *executionv1.RunnerHeartbeat, *executionv1.CordonRequested, *executionv1.RetryRequested, *executionv1.StdinPart:
 		return
 	}
 	a := s.attempt(e.Attempt)
@@ -189,7 +189,7 @@ func (s *State) latest() *attempt {
 
 // trimRequested keeps what the row shows. Environment, stdin and parameters stay in the log.
 func trimRequested(d *executionv1.ExecutionRequested) *executionv1.ExecutionRequested {
-	t := &executionv1.ExecutionRequested{Timeout: d.GetTimeout(), Labels: d.GetLabels(), RequestedBy: clip(d.GetRequestedBy())}
+	t := &executionv1.ExecutionRequested{Timeout: d.GetTimeout(), Labels: d.GetLabels(), RequestedBy: clip(d.GetRequestedBy()), Retry: d.GetRetry()}
 	if a := d.GetAction(); a != nil {
 		t.What = &executionv1.ExecutionRequested_Action{Action: &executionv1.Action{Name: clip(a.GetName())}}
 	}

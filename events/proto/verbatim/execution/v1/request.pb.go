@@ -32,10 +32,11 @@ type RetryOn int32
 
 const (
 	RetryOn_RETRY_ON_UNSPECIFIED RetryOn = 0
-	// Its runner fell silent, or no longer has it.
+	// It ended through no doing of its own: its runner fell silent, no longer has it, was killed so that nobody saw the end, or was
+	// stopped.
 	RetryOn_RETRY_ON_LOST RetryOn = 1
-	// A process ran and its end was no success: an exit code other than 0, a signal, an end that nobody saw. Not one that could not be
-	// prepared or started: it would fail the same way.
+	// A process ran and ended with an exit code other than 0 or by a signal. Not one that could not be prepared or started: it would
+	// fail the same way.
 	RetryOn_RETRY_ON_FAILED RetryOn = 2
 	// It ran into its timeout.
 	RetryOn_RETRY_ON_TIMEOUT RetryOn = 3
