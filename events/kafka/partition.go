@@ -53,6 +53,7 @@ func (p *partition) run(owned context.Context) {
 		close(p.ended)
 		return
 	}
+	p.sub.subscriber.options.OnOwned(owned, p.sub.topic, p.id)
 	fetching, stopFetching := context.WithCancel(owned)
 	idle := make(chan struct{})
 	go func() {

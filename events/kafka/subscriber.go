@@ -36,6 +36,9 @@ type SubscriberOptions struct {
 	// OnAlarm is called when a partition stops or skips: the error is an *OffsetError or says that a
 	// record cannot be read. It repeats while the partition is stopped and must not block.
 	OnAlarm func(topic string, partition int, err error)
+	// OnOwned is called when a partition becomes this member's, before its first message. The context ends when the partition may be
+	// somebody else's. It must not block.
+	OnOwned func(owned context.Context, topic string, partition int)
 	// NackDelay is how long a partition rests after a Nack.
 	NackDelay time.Duration
 	// CommitInterval is how long acknowledged offsets are collected before they are committed.
@@ -61,6 +64,9 @@ func (o SubscriberOptions) withDefaults() SubscriberOptions {
 	o.SessionTimeout = orDefault(o.SessionTimeout, DefaultSessionTimeout)
 	o.FetchBytes = orDefault(o.FetchBytes, DefaultFetchBytes)
 	o.InitPartitions = orDefault(o.InitPartitions, 1)
+	if o.OnOwned == nil {
+		o.OnOwned = func(context.Context, string, int) {}
+	}
 	if o.OnAlarm == nil {
 		o.OnAlarm = func(string, int, error) {}
 	}

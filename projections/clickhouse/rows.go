@@ -55,16 +55,11 @@ func (s *Store) statesOf(ctx context.Context, table string, ids []string) (map[s
 	states := make(map[string]*execution.State, len(ids))
 	var broken []error
 	for part := range slices.Chunk(ids, statesPerQuery) {
-		days := make([]string, len(part))
-		for i, id := range part {
-			day, err := dayOf(id)
-			if err != nil {
-				return nil, fmt.Errorf("load states: %w", err)
-			}
-			days[i] = date(day)
+		days, err := daysOf(part)
+		if err != nil {
+			return nil, fmt.Errorf("load states: %w", err)
 		}
-		slices.Sort(days)
-		bad, err := s.loadStates(ctx, table, part, slices.Compact(days), states)
+		bad, err := s.loadStates(ctx, table, part, days, states)
 		if err != nil {
 			return nil, fmt.Errorf("load states: %w", err)
 		}

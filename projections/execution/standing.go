@@ -7,7 +7,8 @@ import (
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
 )
 
-// Standing is what is known of the latest attempt, for who has to decide what becomes of it. No chunks need to be folded for it.
+// Standing is what is known of the latest attempt, for who has to decide what becomes of it. Chunks need not be folded for it, when
+// Heard is told of them.
 type Standing struct {
 	// Attempt is the latest one, 0 when there is none yet.
 	Attempt uint32
@@ -36,19 +37,39 @@ func (s Standing) Over() bool {
 	return s.Closed() && s.Next == executionv1.RetryOn_RETRY_ON_UNSPECIFIED
 }
 
+// Heard tells of a fact of an attempt's runner that is not folded, a chunk of output, for Standing alone.
+func (s *State) Heard(attempt uint32, sequence uint64) {
+	if s.unfolded == nil {
+		s.unfolded = map[uint32]uint64{}
+	}
+	s.unfolded[attempt] = max(s.unfolded[attempt], sequence)
+}
+
+// heard is the last number that was heard of an attempt's runner.
+func (s *State) heard(attempt uint32) uint64 {
+	return max(s.seen.heard(attempt), s.unfolded[attempt])
+}
+
 // Standing works out what becomes of the execution. It changes nothing.
 func (s *State) Standing() Standing {
 	out := Standing{Retry: s.requested.data.GetRetry(), Cancelled: s.cancelled.set}
 	a := s.latest()
+	if a != nil {
+		out.Attempt = a.number
+	}
+	for n := range s.unfolded {
+		if n > out.Attempt { // Of the latest attempt there is nothing but output.
+			out.Attempt, out.Ran, a = n, true, nil
+		}
+	}
 	if a == nil {
 		return out
 	}
 	_, out.Next = s.ending(a)
-	out.Attempt = a.number
 	out.Prepared, out.Ran = a.prepared.set, a.ran()
 	out.Ended = a.exited.set || a.waitFailed.set || a.startFailed.set || a.preparationFailed.set && !a.ran()
 	out.Sealed = a.sealed.set || a.neverRan()
-	out.Lost = a.missed(s.seen.heard(a.number))
+	out.Lost = a.missed(s.heard(a.number))
 	out.RetryAt = timeOf(a.retry.data.GetNotBefore(), time.Time{})
 	out.StartBy = timeOf(a.prepared.data.GetStartBy(), time.Time{})
 	return out
@@ -56,7 +77,7 @@ func (s *State) Standing() Standing {
 
 // ending is what became of an attempt, and what of that another attempt follows.
 func (s *State) ending(a *attempt) (ending, executionv1.RetryOn) {
-	e := a.ending(s.seen.heard(a.number))
+	e := a.ending(s.heard(a.number))
 	policy := s.requested.data.GetRetry()
 	if policy == nil || s.cancelled.set || a.number == 0 || a.number > policy.GetRetries() {
 		return e, executionv1.RetryOn_RETRY_ON_UNSPECIFIED

@@ -30,6 +30,8 @@ type State struct {
 	attempts  map[uint32]*attempt
 	numbers   interval.Set // the attempts met
 	waiting   int          // bytes that wait in the streams
+	// unfolded are the numbers that Heard was told of. They are not stored.
+	unfolded map[uint32]uint64
 }
 
 // New returns the state of an execution of which nothing is known.

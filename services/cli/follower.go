@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
+	"time"
 
 	"verbatim.dev/events"
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
@@ -15,6 +17,8 @@ import (
 // starts anew: its output follows and its end counts.
 type follower struct {
 	stdout, stderr io.Writer
+	// notices, if not nil, gets a line when an attempt ends that another one follows.
+	notices io.Writer
 	// only, if not empty, is the one stream to write.
 	only string
 
@@ -57,7 +61,7 @@ func (f *follower) take(fact api.Fact) error {
 		if err := f.finish(); err != nil {
 			return err
 		}
-		*f = follower{stdout: f.stdout, stderr: f.stderr, only: f.only, attempt: fact.Attempt, gaps: f.gaps, leftOut: f.leftOut}
+		*f = follower{stdout: f.stdout, stderr: f.stderr, notices: f.notices, only: f.only, attempt: fact.Attempt, gaps: f.gaps, leftOut: f.leftOut}
 	}
 	switch p := payload.(type) {
 	case *executionv1.OutputChunk:
@@ -72,6 +76,10 @@ func (f *follower) take(fact api.Fact) error {
 		f.waitFailed = p
 	case *executionv1.RunnerLost:
 		f.lost = p
+	case *executionv1.RunnerReturned:
+		f.lost = nil
+	case *executionv1.RetryScheduled:
+		f.follows(p)
 	case *executionv1.TerminationStarted:
 		if f.termination == executionv1.TerminationCause_TERMINATION_CAUSE_UNSPECIFIED {
 			f.termination = p.GetCause()
@@ -87,6 +95,15 @@ func (f *follower) take(fact api.Fact) error {
 		return f.skipElided()
 	}
 	return nil
+}
+
+// follows says that another attempt follows.
+func (f *follower) follows(p *executionv1.RetryScheduled) {
+	if f.notices == nil || p.GetNextAttempt() <= f.attempt {
+		return
+	}
+	why := strings.ToLower(strings.TrimPrefix(p.GetBecause().String(), "RETRY_ON_"))
+	fmt.Fprintf(f.notices, "verbatim: attempt %d: %s, attempt %d follows at %s\n", f.attempt, why, p.GetNextAttempt(), p.GetNotBefore().AsTime().Local().Format(time.TimeOnly))
 }
 
 // skipElided lets what waits behind elided bytes go on.

@@ -143,7 +143,7 @@ func colour(w io.Writer, status string) string {
 	if !telemetry.IsTerminal(w) {
 		return status
 	}
-	code := map[string]string{execution.StatusSucceeded: "32", execution.StatusRunning: "36", execution.StatusFailed: "31", execution.StatusTimeout: "31", execution.StatusLost: "31", execution.StatusCancelled: "33"}[status]
+	code := map[string]string{execution.StatusSucceeded: "32", execution.StatusRunning: "36", execution.StatusRetrying: "33", execution.StatusFailed: "31", execution.StatusTimeout: "31", execution.StatusLost: "31", execution.StatusCancelled: "33"}[status]
 	if code == "" {
 		return status
 	}

@@ -23,7 +23,7 @@ type listCommand struct {
 }
 
 var statuses = []string{
-	execution.StatusRequested, execution.StatusPrepared, execution.StatusRunning, execution.StatusSucceeded,
+	execution.StatusRequested, execution.StatusPrepared, execution.StatusRunning, execution.StatusRetrying, execution.StatusSucceeded,
 	execution.StatusFailed, execution.StatusTimeout, execution.StatusCancelled, execution.StatusLost,
 }
 

@@ -28,10 +28,14 @@ type runCommand struct {
 	Stdin   string            `placeholder:"FILE|-" help:"What the process reads on its standard input: a file, or - for this command's own. At most 64 MiB. Default: nothing."`
 	Secret  []string          `sep:"none" placeholder:"NAME=env:VAR|NAME=file:PATH" help:"Secret for the process, encrypted before it leaves this command. May be given again. See below."`
 	limitFlags
-	OutputLimit *outputLimit `placeholder:"SIZE|none" help:"How much of each output stream is kept when there is more: a fifth of it from the beginning, the rest (at most 8 MiB) from the end. The bytes between are counted and left out. Sizes are 500, 64K, 10MiB, 2G. Default: 10MiB."`
-	JSON        bool         `name:"json" help:"Print only the row at the end, as one JSON object."`
-	Detach      bool         `help:"Print the execution's id and do not wait for its end."`
-	Argv        []string     `arg:"" passthrough:"partial" help:"Program and arguments, after --. No shell is involved."`
+	OutputLimit     *outputLimit   `placeholder:"SIZE|none" help:"How much of each output stream is kept when there is more: a fifth of it from the beginning, the rest (at most 8 MiB) from the end. The bytes between are counted and left out. Sizes are 500, 64K, 10MiB, 2G. Default: 10MiB."`
+	Retries         int            `default:"0" placeholder:"N" help:"Try again up to N times, after the ends that --retry-on names."`
+	RetryOn         []string       `placeholder:"END" help:"After which ends to try again: failed (an exit code other than 0, or a signal), timeout, lost (through no doing of its own: its runner is gone, and it may still run there). Default: failed,timeout."`
+	RetryBackoff    *time.Duration `placeholder:"D" help:"Pause before the second attempt; it doubles with each further one, and is shortened by up to a half. Default: 1s."`
+	RetryMaxBackoff *time.Duration `placeholder:"D" help:"The longest pause. Default: 5m."`
+	JSON            bool           `name:"json" help:"Print only the row at the end, as one JSON object."`
+	Detach          bool           `help:"Print the execution's id and do not wait for its end."`
+	Argv            []string       `arg:"" passthrough:"partial" help:"Program and arguments, after --. No shell is involved."`
 }
 
 // Help is printed by kong below the flags.
@@ -47,12 +51,15 @@ encrypted for the runners that live now, and reaches the process on its standard
 is split over writes, in base64, percent-encoded or in a JSON string. Secrets have at most 64 KiB together. --secret
 and --stdin exclude each other.
 
+With --retries every attempt is shown, one after the other, with a line on stderr between them; the exit code is that of the last one.
+Ctrl-C in a pause ends the retries.
+
 Exit codes: the process's own; 128+N when signal N killed it; 124 when it ran into its timeout; 126 when the
 command cannot be executed and 127 when there is none of that name; 125 when Verbatim itself failed or the end of
 the process is not known.`
 }
 
-func (c *runCommand) request(s *session) (api.SubmitRequest, error) {
+func (c *runCommand) request(s *session) (r api.SubmitRequest, err error) {
 	argv := c.Argv
 	if len(argv) > 0 && argv[0] == "--" {
 		argv = argv[1:]
@@ -63,7 +70,7 @@ func (c *runCommand) request(s *session) (api.SubmitRequest, error) {
 	if argv[0] == "" {
 		return api.SubmitRequest{}, usageError{errors.New("the command is empty")}
 	}
-	r := api.SubmitRequest{
+	r = api.SubmitRequest{
 		Command: &api.Command{Argv: argv, Environment: c.Env, Directory: c.Dir},
 		Labels:  c.Label,
 	}
@@ -82,6 +89,9 @@ func (c *runCommand) request(s *session) (api.SubmitRequest, error) {
 			return r, usageError{fmt.Errorf("--grace is %s, it must not be negative", *c.Grace)}
 		}
 		r.Grace = c.Grace.String()
+	}
+	if r.Retry, err = c.retry(); err != nil {
+		return r, usageError{err}
 	}
 	limits, err := c.limits()
 	if err != nil {
@@ -139,7 +149,7 @@ func (c *runCommand) Run(ctx context.Context, s *session) error {
 	if telemetry.IsTerminal(s.stderr) {
 		fmt.Fprintf(s.stderr, "\033[2mexecution %s\033[0m\n", id)
 	}
-	f := follower{stdout: s.stdout, stderr: s.stderr}
+	f := follower{stdout: s.stdout, stderr: s.stderr, notices: s.stderr}
 	if c.JSON {
 		f.stdout, f.stderr = io.Discard, io.Discard
 	}

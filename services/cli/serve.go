@@ -13,6 +13,8 @@ import (
 	"verbatim.dev/services/internal/lifecycle"
 	"verbatim.dev/services/internal/telemetry"
 	"verbatim.dev/services/internal/wiring"
+	"verbatim.dev/services/preparer"
+	"verbatim.dev/services/recorder/watchdog"
 	"verbatim.dev/services/runner"
 	"verbatim.dev/services/runner/cgroup"
 )
@@ -48,6 +50,46 @@ func (f retentionFlags) Validate() error {
 // healthFlags say where a service answers for its health.
 type healthFlags struct {
 	Health string `default:"127.0.0.1:0" env:"VERBATIM_HEALTH" placeholder:"ADDR" help:"Loopback address for /livez, /readyz and /metrics; port 0 is any free one."`
+}
+
+// preparerFlags say how long requests may wait.
+type preparerFlags struct {
+	PrepareWithin time.Duration `default:"1h" env:"VERBATIM_PREPARE_WITHIN" placeholder:"D" help:"How old a request may be when it is prepared; later it has failed. The same for preparers and recorders."`
+	StartWithin   time.Duration `default:"24h" env:"VERBATIM_START_WITHIN" placeholder:"D" help:"How long a runner may take to start what was prepared; later it has failed."`
+}
+
+func (f preparerFlags) config() preparer.Config {
+	return preparer.Config{PrepareWithin: f.PrepareWithin, StartWithin: f.StartWithin}
+}
+
+// Validate is called by kong.
+func (f preparerFlags) Validate() error {
+	if f.PrepareWithin <= 0 || f.StartWithin <= 0 {
+		return fmt.Errorf("--prepare-within is %s and --start-within %s, they must be positive", f.PrepareWithin, f.StartWithin)
+	}
+	return nil
+}
+
+// watchdogFlags say when the recorder closes what nobody else does.
+type watchdogFlags struct {
+	MissedHeartbeats int           `default:"15" env:"VERBATIM_MISSED_HEARTBEATS" placeholder:"N" help:"After how many heartbeats that did not come, one every 2 s, a runner counts as lost."`
+	SealWithin       time.Duration `default:"1h" env:"VERBATIM_SEAL_WITHIN" placeholder:"D" help:"How long the output of a process that has ended may take to be sealed."`
+	ClockMargin      time.Duration `default:"1m" env:"VERBATIM_CLOCK_MARGIN" placeholder:"D" help:"By how much the clocks of brokers, runners and services may differ: deadlines that runners and preparers keep are given that much more."`
+}
+
+func (f watchdogFlags) config(prepareWithin time.Duration) watchdog.Config {
+	c := watchdog.Config{MissedHeartbeats: f.MissedHeartbeats, PrepareWithin: prepareWithin, SealWithin: f.SealWithin, Margin: f.ClockMargin}
+	// What happens within seconds is looked at more than once a second.
+	c.Sweep = min(time.Second, max(prepareWithin, 200*time.Millisecond)/2)
+	return c
+}
+
+// Validate is called by kong.
+func (f watchdogFlags) Validate() error {
+	if f.MissedHeartbeats < 2 || f.SealWithin <= 0 || f.ClockMargin <= 0 {
+		return fmt.Errorf("--missed-heartbeats is %d (at least 2), --seal-within %s and --clock-margin %s (positive)", f.MissedHeartbeats, f.SealWithin, f.ClockMargin)
+	}
+	return nil
 }
 
 // runnerFlags describe a runner.
@@ -114,12 +156,15 @@ func (s *session) serve(ctx context.Context, k kafkaFlags, h healthFlags, build 
 
 type preparerCommand struct {
 	kafkaFlags
+	preparerFlags
 	healthFlags
 }
 
 // Run is called by kong.
 func (c *preparerCommand) Run(ctx context.Context, s *session) error {
-	return s.serve(ctx, c.kafkaFlags, c.healthFlags, func(b wiring.Base) (lifecycle.Service, error) { return wiring.Preparer(b), nil })
+	return s.serve(ctx, c.kafkaFlags, c.healthFlags, func(b wiring.Base) (lifecycle.Service, error) {
+		return wiring.Preparer(b, c.preparerFlags.config()), nil
+	})
 }
 
 type runnerCommand struct {
@@ -161,12 +206,17 @@ type recorderCommand struct {
 	kafkaFlags
 	clickhouseFlags
 	healthFlags
+	watchdogFlags
+	PrepareWithin time.Duration `default:"1h" env:"VERBATIM_PREPARE_WITHIN" placeholder:"D" help:"How old a request may be when it is prepared; later it has failed. The same for preparers and recorders."`
 }
 
 // Run is called by kong.
 func (c *recorderCommand) Run(ctx context.Context, s *session) error {
 	return s.serve(ctx, c.kafkaFlags, c.healthFlags, func(b wiring.Base) (lifecycle.Service, error) {
-		return wiring.Recorder(b, c.ClickHouse), nil
+		if c.PrepareWithin <= 0 {
+			return nil, fmt.Errorf("--prepare-within is %s, it must be positive", c.PrepareWithin)
+		}
+		return wiring.Recorder(b, c.ClickHouse, c.watchdogFlags.config(c.PrepareWithin)), nil
 	})
 }
 

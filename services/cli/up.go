@@ -41,6 +41,8 @@ type upCommand struct {
 	Services   []string `default:"preparer,runner,recorder,projector" enum:"preparer,runner,recorder,projector,none" help:"Services to run beside the gateway, separated by commas; none for none. The others are started by you, on the addresses printed."`
 	retentionFlags
 	runnerFlags
+	preparerFlags
+	watchdogFlags
 
 	log    logFlags
 	family *supervisor.Family // Not nil for the first process of a container.
@@ -168,10 +170,10 @@ func (c *upCommand) start(ctx context.Context, group *lifecycle.Group, logger *s
 		name string
 		make func() lifecycle.Service
 	}{
-		{"recorder", func() lifecycle.Service { return wiring.Recorder(base, dsn) }},
+		{"recorder", func() lifecycle.Service { return wiring.Recorder(base, dsn, c.watchdogFlags.config(c.PrepareWithin)) }},
 		{"projector", func() lifecycle.Service { return wiring.Projector(base, dsn, defaultKeep) }},
 		{"runner", func() lifecycle.Service { return c.runner(base) }},
-		{"preparer", func() lifecycle.Service { return wiring.Preparer(base) }},
+		{"preparer", func() lifecycle.Service { return wiring.Preparer(base, c.preparerFlags.config()) }},
 	} {
 		if slices.Contains(c.Services, service.name) {
 			if err := add(service.name, service.make()); err != nil {

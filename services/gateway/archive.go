@@ -61,6 +61,24 @@ func (a boundedArchive) Events(ctx context.Context, id string, afterOffset int64
 	}
 }
 
+// Stories is Archive's.
+func (a boundedArchive) Stories(ctx context.Context, ids []string) iter.Seq2[*clickhouse.Story, error] {
+	return func(yield func(*clickhouse.Story, error) bool) {
+		waiting, cancel := context.WithTimeoutCause(ctx, archivePatience, errTooManyReads)
+		defer cancel()
+		if err := a.reads.Acquire(waiting, 1); err != nil {
+			yield(nil, context.Cause(waiting))
+			return
+		}
+		defer a.reads.Release(1)
+		for story, err := range a.archive.Stories(waiting, ids) {
+			if !yield(story, err) {
+				return
+			}
+		}
+	}
+}
+
 // Output is Archive's.
 func (a boundedArchive) Output(ctx context.Context, id string, attempt uint32, stream string, from, to uint64) iter.Seq2[clickhouse.Chunk, error] {
 	return func(yield func(clickhouse.Chunk, error) bool) {

@@ -39,6 +39,8 @@ type Archive interface {
 	// Output yields the bytes [from, to) of a stream that are there, by rising offset, no byte twice;
 	// attempt 0 is the latest and to 0 the end.
 	Output(ctx context.Context, id string, attempt uint32, stream string, from, to uint64) iter.Seq2[clickhouse.Chunk, error]
+	// Stories yields what there is of executions but their output; of which there is nothing is left out.
+	Stories(ctx context.Context, ids []string) iter.Seq2[*clickhouse.Story, error]
 }
 
 // Publisher writes to the log; it returns when all in-sync replicas have the messages, or with an

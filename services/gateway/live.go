@@ -14,6 +14,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
 	"verbatim.dev/events"
+	"verbatim.dev/projections/execution"
 	"verbatim.dev/services/gateway/api"
 	"verbatim.dev/services/gateway/tail"
 )
@@ -54,25 +55,47 @@ func (g *Gateway) tail(ctx context.Context, in *tailInput) (*huma.StreamResponse
 		if s.begin(); r.Method == http.MethodHead {
 			return
 		}
-		if err := g.follow(r.Context(), s, tail.Request{ID: in.ID, After: after, Sealed: sealed}); err != nil && r.Context().Err() == nil {
+		known := g.known(r.Context(), in.ID, after)
+		if err := g.follow(r.Context(), s, tail.Request{ID: in.ID, After: after, Sealed: sealed, Known: known}); err != nil && r.Context().Err() == nil {
 			g.c.Logger.DebugContext(r.Context(), "a tail ended early", "execution", in.ID, "error", err)
 		}
 	}}, nil
 }
 
-// followable returns whether the execution's output is sealed already, or an error when there is no such
+// known is what the facts up to an offset say, but the output; nil for the offset -1. Without the database it is nothing: then nobody
+// knows whether another attempt follows.
+func (g *Gateway) known(ctx context.Context, id string, after int64) *execution.State {
+	if after < 0 {
+		return nil
+	}
+	state := execution.New(id)
+	for story, err := range g.archive.Stories(ctx, []string{id}) {
+		if err != nil {
+			g.c.Logger.WarnContext(ctx, "a tail goes on without the events that came before", "execution", id, "error", err)
+			break
+		}
+		for _, f := range story.Facts {
+			if f.Offset <= after {
+				state.Apply(f.Event, f.ReceivedAt)
+			}
+		}
+	}
+	return state
+}
+
+// followable returns whether nothing more is expected of the execution, or an error when there is no such
 // execution.
 func (g *Gateway) followable(ctx context.Context, id string) (sealed bool, err error) {
 	if _, err := events.ParseExecutionID(id); err == nil {
 		if row, found, err := g.stored(ctx, id); err != nil || found {
-			return row.Sealed, err
+			return row.Sealed && row.Status != execution.StatusRetrying, err
 		}
 		if _, found := g.accepted.get(id); found {
 			return false, nil
 		}
 	}
 	row, _, err := g.row(ctx, id)
-	return row.Sealed, err
+	return row.Sealed && row.Status != execution.StatusRetrying, err
 }
 
 // follow writes facts as they come, and a sign of life when none does. It returns when the tail is over

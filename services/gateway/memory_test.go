@@ -220,6 +220,26 @@ func (w *world) archived(id string) []record {
 	return out
 }
 
+func (w *world) Stories(ctx context.Context, ids []string) iter.Seq2[*clickhouse.Story, error] {
+	return func(yield func(*clickhouse.Story, error) bool) {
+		for _, id := range ids {
+			story := &clickhouse.Story{ExecutionID: id}
+			for e, err := range w.Events(ctx, id, -1) {
+				if err != nil {
+					yield(nil, err)
+					return
+				}
+				if e.Event.Type != events.TypeOutputChunk {
+					story.Facts = append(story.Facts, e)
+				}
+			}
+			if len(story.Facts) > 0 && !yield(story, nil) {
+				return
+			}
+		}
+	}
+}
+
 func (w *world) Events(_ context.Context, id string, after int64) iter.Seq2[clickhouse.ArchivedEvent, error] {
 	return func(yield func(clickhouse.ArchivedEvent, error) bool) {
 		if w.databaseAway != nil {

@@ -152,7 +152,7 @@ func (g *Gateway) list(ctx context.Context, in *listInput) (*listOutput, error) 
 }
 
 var statuses = []string{
-	execution.StatusRequested, execution.StatusPrepared, execution.StatusRunning, execution.StatusSucceeded,
+	execution.StatusRequested, execution.StatusPrepared, execution.StatusRunning, execution.StatusRetrying, execution.StatusSucceeded,
 	execution.StatusFailed, execution.StatusTimeout, execution.StatusCancelled, execution.StatusLost,
 }
 

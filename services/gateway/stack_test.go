@@ -29,6 +29,8 @@ import (
 	"verbatim.dev/services/internal/lifecycle"
 	"verbatim.dev/services/internal/telemetry"
 	"verbatim.dev/services/internal/wiring"
+	"verbatim.dev/services/preparer"
+	"verbatim.dev/services/recorder/watchdog"
 	"verbatim.dev/services/runner"
 )
 
@@ -92,7 +94,7 @@ func newStack(t *testing.T) *stack {
 	}
 	s.run("setup", wiring.Setup(s.base, s.dsn, clickhouse.Retention{}, nil))
 	s.run("runner", wiring.Runner(s.base, runner.Config{ID: "r1", Host: "h", DataDir: t.TempDir(), Slots: 64, Logger: logger, Registry: s.base.Registry}))
-	s.run("preparer", wiring.Preparer(s.base))
+	s.run("preparer", wiring.Preparer(s.base, preparer.Config{}))
 	front := wiring.Gateway(s.base, gateway.Config{Addr: "127.0.0.1:0"}, s.dsn)
 	s.run("gateway", front)
 	s.url = "http://" + front.Addr()
@@ -106,7 +108,7 @@ func newStack(t *testing.T) *stack {
 
 func (s *stack) sinks() (stopRecorder func()) {
 	s.run("projector", wiring.Projector(s.base, s.dsn, 100))
-	return s.run("recorder", wiring.Recorder(s.base, s.dsn))
+	return s.run("recorder", wiring.Recorder(s.base, s.dsn, watchdog.Config{}))
 }
 
 func (s *stack) submit(argv ...string) string {

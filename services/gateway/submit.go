@@ -127,6 +127,7 @@ func requestEvent(id string, r api.SubmitRequest) (events.Event, []*huma.ErrorDe
 		Limits: v.limits(r.Limits),
 	}
 	d.OutputLimit = v.outputLimit(r.OutputLimitBytes)
+	d.Retry = v.retry(r.Retry)
 	switch {
 	case r.Command != nil && r.Action != nil:
 		v.bad("body", "give either command or action, not both")

@@ -8,6 +8,10 @@
 //
 // Killed anywhere between, it does the same again when the request is redelivered, with the same ids
 // and the same bytes: all that an event carries comes from the request and from its place in Kafka.
+//
+// A RetryRequested gives the Prepared of a further attempt in the same way; it is itself no fact.
+//
+// A request that waited for too long is refused: others have said by then that it failed, and somebody may have asked again.
 package preparer
 
 import (
@@ -36,19 +40,34 @@ type Publisher interface {
 	PublishContext(ctx context.Context, topic string, msgs ...*message.Message) error
 }
 
+// Config says how long things may wait.
+type Config struct {
+	// PrepareWithin is how old a request may be. 0: any age.
+	PrepareWithin time.Duration
+	// StartWithin is how long a runner may take to start what was prepared. 0: any time.
+	StartWithin time.Duration
+	// Now is time.Now by default.
+	Now func() time.Time
+}
+
 // Preparer handles requests. It is safe for concurrent use.
 type Preparer struct {
+	config    Config
 	publisher Publisher
 	received  func(*message.Message) time.Time
 	producer  events.Producer
 	logger    *slog.Logger
+	retries   *once
 }
 
 // New returns a preparer. received says when the broker got a message; it must say the same each time
 // the message is delivered.
-func New(p Publisher, received func(*message.Message) time.Time, logger *slog.Logger) *Preparer {
+func New(c Config, p Publisher, received func(*message.Message) time.Time, logger *slog.Logger) *Preparer {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
 	return &Preparer{
-		publisher: p, received: received, logger: logger,
+		config: c, publisher: p, retries: newOnce(), received: received, logger: logger,
 		producer: events.Producer{Name: "preparer", Source: "/verbatim/preparer"},
 	}
 }
@@ -66,21 +85,40 @@ func (p *Preparer) Handle(m *message.Message) error {
 		// The same fact must have the same time whoever reads it.
 		request.Time = at
 	}
-	fact, err := codec.ToMessage(request)
-	if err != nil {
-		return failure.Permanent(err)
+	switch asked := request.Data.(type) {
+	case *executionv1.ExecutionRequested:
+		fact, err := codec.ToMessage(request)
+		if err != nil {
+			return failure.Permanent(err)
+		}
+		return p.prepare(ctx, request, asked, request.Time, 1, at, fact)
+	case *executionv1.RetryRequested:
+		// Two recorders may have asked in the same moment. One launch spec in the queue is enough: two runners could take two.
+		return p.retries.do(request.ID, func() error {
+			return p.prepare(ctx, request, asked.GetRequest(), asked.GetRequestedAt().AsTime(), request.Attempt, at)
+		})
+	default:
+		return failure.Permanent(fmt.Errorf("%s is no request: topic %s takes ExecutionRequested and RetryRequested", request.Type, events.TopicRequests))
 	}
-	asked, ok := request.Data.(*executionv1.ExecutionRequested)
-	if !ok {
-		return failure.Permanent(fmt.Errorf("%s is no request: topic %s takes ExecutionRequested", request.Type, events.TopicRequests))
-	}
+}
 
-	prepared, failed := prepare(asked, request.Time)
+// prepare says what becomes of an attempt, after other facts, and hands it to the runners. at is when the broker got the request.
+func (p *Preparer) prepare(ctx context.Context, request events.Event, asked *executionv1.ExecutionRequested, requestedAt time.Time, attempt uint32, at time.Time, facts ...*message.Message) error {
+	prepared, failed := prepare(asked, requestedAt)
+	if within := p.config.PrepareWithin; within > 0 && p.config.Now().Sub(at) > within {
+		prepared, failed = nil, &executionv1.PreparationFailed{
+			Reason:  executionv1.PreparationFailureReason_PREPARATION_FAILURE_REASON_EXPIRED,
+			Message: fmt.Sprintf("nobody prepared it within %s", within),
+		}
+	}
+	if prepared != nil && p.config.StartWithin > 0 {
+		prepared.StartBy = timestamppb.New(at.Add(p.config.StartWithin))
+	}
 	var outcome proto.Message = prepared
 	if failed != nil {
 		outcome = failed
 	}
-	next, err := p.producer.Event(request.Subject, 1, 1, at, outcome)
+	next, err := p.producer.Event(request.Subject, attempt, 1, at, outcome)
 	if err != nil {
 		return failure.Permanent(err)
 	}
@@ -89,7 +127,7 @@ func (p *Preparer) Handle(m *message.Message) error {
 	if err != nil {
 		return failure.Permanent(err)
 	}
-	if err := p.publisher.PublishContext(ctx, events.TopicExecutions, fact, nextFact); err != nil {
+	if err := p.publisher.PublishContext(ctx, events.TopicExecutions, append(facts, nextFact)...); err != nil {
 		return fmt.Errorf("publish facts of %s: %w", request.Subject, err)
 	}
 	if failed != nil {
@@ -150,6 +188,9 @@ func prepare(r *executionv1.ExecutionRequested, requestedAt time.Time) (*executi
 	}
 	if err := events.ValidateOutputLimit(r.GetOutputLimit()); err != nil {
 		return fail(invalid, "%v", err)
+	}
+	if err := events.CheckRetry(r.GetRetry()); err != nil {
+		return fail(invalid, "retry: %s", strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
 	if err := secret.CheckFiles(r.GetSecrets()); err != nil {
 		return fail(invalid, "%s", strings.ReplaceAll(err.Error(), "\n", "; "))

@@ -44,7 +44,7 @@ var received = time.Date(2026, 11, 25, 13, 0, 0, 0, time.UTC)
 
 func handle(t *testing.T, l *log, m *message.Message) error {
 	t.Helper()
-	p := preparer.New(l, func(*message.Message) time.Time { return received }, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	p := preparer.New(preparer.Config{}, l, func(*message.Message) time.Time { return received }, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	return p.Handle(m)
 }
 

@@ -12,9 +12,11 @@
 package recorder
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -34,6 +36,11 @@ type Archive interface {
 	InsertEvents(ctx context.Context, events []clickhouse.ArchivedEvent) error
 }
 
+// Observer is told of facts that were archived, in no certain order and maybe more than once. It must not keep the slice.
+type Observer interface {
+	Observe(facts []clickhouse.ArchivedEvent)
+}
+
 // Limits of a batch: a store takes few large inserts better than many small ones, and a fact is to be
 // found within a second.
 var limits = batch.Config{Items: 20_000, Bytes: 16 << 20, Delay: 200 * time.Millisecond}
@@ -51,6 +58,7 @@ type Recorder struct {
 	moved      prometheus.Counter
 	batcher    *batch.Batcher[clickhouse.ArchivedEvent]
 	logger     *slog.Logger
+	observer   Observer
 }
 
 // New returns a recorder of a log of facts with the given number of partitions. Stop it after its handlers have
@@ -80,13 +88,32 @@ func (r *Recorder) Handle(m *message.Message) error {
 		return failure.Permanent(fmt.Errorf("message %s says not where it comes from", m.UUID))
 	}
 	if at.Partition != kafka.PartitionFor([]byte(e.Subject), r.partitions) {
-		return r.move(m, e)
+		err := r.move(m, e)
+		if err == nil {
+			r.moved.Inc()
+		}
+		return err
 	}
 	archived := clickhouse.ArchivedEvent{Event: e, Topic: at.Topic, Partition: at.Partition, Offset: at.Offset, ReceivedAt: at.Time}
 	for _, h := range kafka.HeadersFromContext(m.Context()) {
 		archived.Headers = append(archived.Headers, [2]string{h.Key, string(h.Value)})
 	}
 	return r.batcher.Add(m.Context(), archived, len(e.Payload)+512)
+}
+
+// Watched lets an observer know what is archived. It is called before the first Handle.
+func (r *Recorder) Watched(by Observer) { r.observer = by }
+
+// HandleControl makes a cancel a fact about its execution, unchanged: the log then tells the whole story. Other commands are no facts.
+func (r *Recorder) HandleControl(m *message.Message) error {
+	e, err := codec.FromMessage(m)
+	if err != nil {
+		return failure.Permanent(err)
+	}
+	if e.Type != events.TypeCancelRequested {
+		return nil
+	}
+	return r.move(m, e)
 }
 
 // move publishes a fact where it belongs. Moved twice, it is still one fact.
@@ -101,9 +128,8 @@ func (r *Recorder) move(m *message.Message, e events.Event) error {
 		return failure.Permanent(err)
 	}
 	if err := r.publisher.PublishContext(m.Context(), events.TopicExecutions, again); err != nil {
-		return fmt.Errorf("move fact %s to its partition: %w", e.ID, err)
+		return fmt.Errorf("publish fact %s where it belongs: %w", e.ID, err)
 	}
-	r.moved.Inc()
 	return nil
 }
 
@@ -111,5 +137,12 @@ func (r *Recorder) move(m *message.Message, e events.Event) error {
 func (r *Recorder) Stop() { r.batcher.Stop() }
 
 func (r *Recorder) store(ctx context.Context, facts []clickhouse.ArchivedEvent) error {
-	return retry.Until(ctx, r.logger, "archive facts", func() error { return r.archive.InsertEvents(ctx, facts) })
+	if err := retry.Until(ctx, r.logger, "archive facts", func() error { return r.archive.InsertEvents(ctx, facts) }); err != nil {
+		return err
+	}
+	if r.observer != nil {
+		slices.SortFunc(facts, func(a, b clickhouse.ArchivedEvent) int { return cmp.Compare(a.Offset, b.Offset) })
+		r.observer.Observe(facts)
+	}
+	return nil
 }

@@ -399,6 +399,9 @@ func (a *attempt) startFailed(err error) {
 	case errors.Is(err, errCancelled):
 		a.outcome = "cancelled"
 		f.Reason = executionv1.StartFailureReason_START_FAILURE_REASON_CANCELLED
+	case errors.Is(err, errExpired):
+		a.outcome = "expired"
+		f.Reason = executionv1.StartFailureReason_START_FAILURE_REASON_EXPIRED
 	case errors.As(err, &start):
 		f.Reason, f.Errno = start.Reason, int32(start.Errno)
 	case errors.As(err, &errno):

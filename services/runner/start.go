@@ -20,6 +20,9 @@ import (
 // errCancelled says that a cancel came before the start.
 var errCancelled = errors.New("cancelled before the start")
 
+// errExpired says that nobody expects the attempt to be started any more.
+var errExpired = errors.New("no runner took it in time")
+
 // limits are the times that bound an attempt.
 type limits struct {
 	timeout time.Duration // 0: none.
@@ -38,6 +41,9 @@ func (a *attempt) start(life context.Context) (limits, *supervisor.Process, erro
 		case <-a.cancelled:
 			return bounds, nil, fmt.Errorf("%w%s", errCancelled, a.why)
 		default:
+		}
+		if by := a.spec.GetStartBy(); by.IsValid() && time.Now().After(by.AsTime()) {
+			return bounds, nil, fmt.Errorf("%w: it was to be started by %s", errExpired, by.AsTime().Format(time.RFC3339))
 		}
 		if a.secretless != nil {
 			return bounds, nil, a.secretless

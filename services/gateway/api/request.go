@@ -22,6 +22,16 @@ type SubmitRequest struct {
 	// OutputLimitBytes is 0 for the default and -1 for no limit.
 	OutputLimitBytes int64   `json:"output_limit_bytes,omitempty" minimum:"-1" example:"10485760" doc:"How many bytes of each output stream are published when there are more: a fifth from its beginning, the rest (at most 8 MiB) from its end. What lies between is counted, digested and listed as elided. -1: no limit. Absent or 0: 10485760."`
 	Limits           *Limits `json:"limits,omitempty" doc:"Bounds and identity of the process. Absent: the runner's own."`
+	Retry            *Retry  `json:"retry,omitempty" doc:"After which ends the execution is tried again. Absent: never."`
+}
+
+// Retry says after which ends an execution is tried again.
+type Retry struct {
+	Retries int      `json:"retries" minimum:"1" maximum:"100" doc:"How many attempts may follow the first one."`
+	On      []string `json:"on" example:"[\"failed\",\"timeout\"]" doc:"After which ends: lost (it ended through no doing of its own; it may still run), failed (an exit code other than 0, or a signal), timeout."`
+	// Backoff and MaxBackoff are Go durations.
+	Backoff    string `json:"backoff,omitempty" example:"1s" doc:"The pause before the second attempt; it doubles with each further one, and is shortened by up to a half. Absent: 1s."`
+	MaxBackoff string `json:"max_backoff,omitempty" example:"5m" doc:"The longest pause. Absent: 5m."`
 }
 
 // StdinUpload says where an uploaded standard input lies.

@@ -19,8 +19,8 @@
 // A producer that is not sure whether a fact was written writes it again, so the log may hold it twice; a tail
 // tells it once.
 //
-// A tail ends when the output of the latest attempt is sealed, or when its preparation failed. A broker
-// that is away is waited for.
+// A tail ends when nothing more is expected: the output of the latest attempt is sealed, or it was never started, or its runner was lost,
+// and the retry policy asks for no other attempt. A broker that is away is waited for.
 //
 // Facts of an execution in another partition than its key's are not followed: offsets of two partitions
 // have no order. Records that are no events are skipped here; the recorder dead-letters them.

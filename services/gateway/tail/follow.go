@@ -20,20 +20,26 @@ type Request struct {
 	ID string
 	// After is the offset of the last fact that is known already, -1 for none.
 	After int64
-	// Sealed says that the latest attempt's output was seen to be sealed before the call, so that the tail
-	// ends when it has caught up, even if the seal itself lies at or below After.
+	// Sealed says that the latest attempt's output was seen to be sealed before the call, and that no other attempt follows, so that the
+	// tail ends when it has caught up, even if the seal itself lies at or below After.
 	Sealed bool
+	// Known is what the facts up to After, but the output, say; nil when After is -1. The tail owns it.
+	Known *execution.State
 }
 
-// Follow yields the facts of an execution, by rising offset, each (source, id) once, and ends when its output is
-// sealed. An error comes last: the context's cause, ErrStopped, ErrOffsetGone, or the archive's.
+// Follow yields the facts of an execution, by rising offset, each (source, id) once, and ends when nothing more is
+// expected. An error comes last: the context's cause, ErrStopped, ErrOffsetGone, or the archive's.
 func (h *Hub) Follow(ctx context.Context, r Request) iter.Seq2[Fact, error] {
 	return func(yield func(Fact, error) bool) {
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
 		defer context.AfterFunc(h.ctx, func() { cancel(ErrStopped) })()
 
-		f := &follower{hub: h, Request: r, partition: h.c.Partition(r.ID), last: r.After, yield: yield}
+		f := &follower{hub: h, Request: r, partition: h.c.Partition(r.ID), last: r.After, state: r.Known, yield: yield}
+		if f.state == nil {
+			f.state = execution.New(r.ID)
+		}
+		f.over = f.state.Standing().Over()
 		err := f.run(ctx)
 		if err == nil || errors.Is(err, errEnough) {
 			return
@@ -56,14 +62,14 @@ type follower struct {
 	// seen are the facts that were handed out: a producer's resend stands in the log a second time.
 	seen  execution.Seen
 	yield func(Fact, error) bool
-	// latest is the highest attempt seen, and closed whether its output is.
-	latest uint32
-	closed bool
+	// state is what the facts say, but for the output; over, that nothing more is expected.
+	state *execution.State
+	over  bool
 }
 
 func (f *follower) run(ctx context.Context) error {
 	next, err := f.fromArchive(ctx)
-	if err != nil || f.closed {
+	if err != nil || f.over {
 		return err
 	}
 	s, err := f.hub.subscribe(ctx, f.partition, f.ID)
@@ -76,7 +82,7 @@ func (f *follower) run(ctx context.Context) error {
 		if err := f.catchUp(ctx, next, live); err != nil {
 			return err
 		}
-		if f.closed || f.Sealed {
+		if f.over || f.Sealed {
 			return nil
 		}
 		err := f.fromHub(ctx, s)
@@ -204,7 +210,7 @@ func (f *follower) fromHub(ctx context.Context, s *subscription) error {
 			if err := f.handOut(fact); err != nil {
 				return err
 			}
-			if f.closed {
+			if f.over {
 				return nil
 			}
 		}
@@ -220,11 +226,12 @@ func (f *follower) handOut(fact Fact) error {
 	if added, sure := f.seen.Add(e); sure && !added {
 		return nil
 	}
-	if e.Attempt > f.latest {
-		f.latest, f.closed = e.Attempt, false
-	}
-	if e.Attempt == f.latest && (e.Type == events.TypeOutputSealed || e.Type == events.TypePreparationFailed) {
-		f.closed = true
+	if e.Type == events.TypeOutputChunk {
+		f.state.Heard(e.Attempt, e.Sequence)
+		f.over = f.over && f.state.Standing().Over() // It may be from a runner that was lost.
+	} else {
+		f.state.Apply(e, fact.ReceivedAt)
+		f.over = f.state.Standing().Over()
 	}
 	if !f.yield(fact, nil) {
 		return errEnough

@@ -62,6 +62,8 @@ type consumer struct {
 	fetchBytes int
 	// signature is stored beside the offsets committed.
 	signature string
+	// owned, if not nil, is told of the partitions that are this member's, see kafka.SubscriberOptions.OnOwned.
+	owned func(owned context.Context, partition int)
 	// paused, if not nil, says when the topic is to be left to others, see intake.
 	paused func() (bool, <-chan struct{})
 	handle message.NoPublishHandlerFunc
@@ -149,9 +151,14 @@ func (n *node) start(ctx context.Context) error {
 }
 
 func (n *node) subscriber(ctx context.Context, c consumer) (message.Subscriber, error) {
+	owned := func(owned context.Context, _ string, partition int) {
+		if c.owned != nil {
+			c.owned(owned, partition)
+		}
+	}
 	open := func() (*kafka.Subscriber, error) {
 		return kafka.NewSubscriber(n.Kafka, kafka.SubscriberOptions{
-			Group: n.name, MaxInFlight: c.inFlight, FetchBytes: c.fetchBytes, CommitMetadata: c.signature,
+			Group: n.name, MaxInFlight: c.inFlight, FetchBytes: c.fetchBytes, CommitMetadata: c.signature, OnOwned: owned,
 			OnAlarm: func(topic string, partition int, err error) {
 				n.Logger.ErrorContext(ctx, "partition stands still", "topic", topic, "partition", partition, "error", err)
 			},

@@ -17,6 +17,7 @@ import (
 	"verbatim.dev/services/preparer"
 	"verbatim.dev/services/projector"
 	"verbatim.dev/services/recorder"
+	"verbatim.dev/services/recorder/watchdog"
 	"verbatim.dev/services/runner"
 )
 
@@ -28,7 +29,7 @@ const (
 )
 
 // Preparer returns the preparer.
-func Preparer(b Base) lifecycle.Service {
+func Preparer(b Base, c preparer.Config) lifecycle.Service {
 	n := &node{Base: b, name: "preparer"}
 	n.open = func(_ context.Context, p *kafka.Publisher) ([]consumer, error) {
 		received := func(m *message.Message) time.Time {
@@ -37,7 +38,7 @@ func Preparer(b Base) lifecycle.Service {
 		}
 		return []consumer{{
 			topic: events.TopicRequests, inFlight: 64, fetchBytes: sinkFetchBytes,
-			handle: preparer.New(p, received, b.Logger).Handle,
+			handle: preparer.New(c, p, received, b.Logger).Handle,
 		}}, nil
 	}
 	return n
@@ -45,7 +46,7 @@ func Preparer(b Base) lifecycle.Service {
 
 // Recorder returns the recorder. It also looks after the topics that nobody else decodes as a group, so that
 // what is no event there is dead-lettered once.
-func Recorder(b Base, dsn string) lifecycle.Service {
+func Recorder(b Base, dsn string, c watchdog.Config) lifecycle.Service {
 	n := &node{Base: b, name: "recorder"}
 	n.open = func(ctx context.Context, p *kafka.Publisher) ([]consumer, error) {
 		store, err := openStore(ctx, b, dsn)
@@ -58,9 +59,17 @@ func Recorder(b Base, dsn string) lifecycle.Service {
 			return nil, err
 		}
 		n.release = r.Stop
+		c.Kafka, c.Partitions, c.HeartbeatInterval, c.Logger, c.Registry = b.Kafka, partitions(), runner.HeartbeatInterval, b.Logger, b.Registry
+		dog, err := watchdog.New(c, store, store, p)
+		if err != nil {
+			return nil, errors.Join(err, store.Close())
+		}
+		r.Watched(dog)
+		dog.Start(ctx)
+		n.close = func() error { return errors.Join(dog.Stop(), store.Close()) }
 		return []consumer{
-			{topic: events.TopicExecutions, inFlight: sinkInFlight, fetchBytes: sinkFetchBytes, handle: r.Handle},
-			{topic: events.TopicControl, inFlight: 64, handle: decodes},
+			{topic: events.TopicExecutions, inFlight: sinkInFlight, fetchBytes: sinkFetchBytes, owned: dog.Owned, handle: r.Handle},
+			{topic: events.TopicControl, inFlight: 64, handle: r.HandleControl},
 			{topic: events.TopicRunners, inFlight: 64, handle: decodes},
 		}, nil
 	}
