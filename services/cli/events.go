@@ -85,6 +85,14 @@ func summary(f api.Fact) string {
 		return "exit code " + text("exitCode")
 	case "TerminationStarted":
 		return strings.ToLower(strings.TrimPrefix(text("cause"), "TERMINATION_CAUSE_"))
+	case "RunnerLost":
+		return fmt.Sprintf("runner %s, %s since %s", text("runner"), strings.ToLower(strings.TrimPrefix(text("cause"), "LOSS_CAUSE_")), text("silentSince"))
+	case "RunnerReturned":
+		return "runner " + text("runner")
+	case "RetryScheduled":
+		return fmt.Sprintf("attempt %s follows at %s, because %s", text("nextAttempt"), text("notBefore"), strings.ToLower(strings.TrimPrefix(text("because"), "RETRY_ON_")))
+	case "CancelRequested":
+		return strings.TrimSpace("by " + text("requestedBy") + " " + text("reason"))
 	case "OutputSealed":
 		var parts []string
 		streams, _ := members["streams"].([]any)
