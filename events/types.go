@@ -32,6 +32,7 @@ const (
 	TypeRetryScheduled     = "dev.verbatim.execution.RetryScheduled.v1"
 	TypeRetryRequested     = "dev.verbatim.execution.RetryRequested.v1"
 	TypeResultImported     = "dev.verbatim.execution.ResultImported.v1"
+	TypeExecutionDeleted   = "dev.verbatim.execution.ExecutionDeleted.v1"
 	TypeStdinPart          = "dev.verbatim.execution.StdinPart.v1"
 	TypeRunnerHeartbeat    = "dev.verbatim.execution.RunnerHeartbeat.v1"
 )
@@ -46,7 +47,7 @@ var registry = []proto.Message{
 	(*executionv1.OutputSealed)(nil), (*executionv1.OutputRecorded)(nil),
 	(*executionv1.RunnerLost)(nil), (*executionv1.RunnerReturned)(nil),
 	(*executionv1.RetryScheduled)(nil), (*executionv1.RetryRequested)(nil),
-	(*executionv1.ResultImported)(nil), (*executionv1.StdinPart)(nil), (*executionv1.RunnerHeartbeat)(nil),
+	(*executionv1.ResultImported)(nil), (*executionv1.ExecutionDeleted)(nil), (*executionv1.StdinPart)(nil), (*executionv1.RunnerHeartbeat)(nil),
 }
 
 var byType = func() map[string]protoreflect.MessageType {
@@ -136,7 +137,7 @@ func validatePayload(e Event) error {
 		}
 	}
 	switch {
-	case e.Type == TypeExecutionRequested || e.Type == TypeCancelRequested || e.Type == TypeStdinPart:
+	case e.Type == TypeExecutionRequested || e.Type == TypeCancelRequested || e.Type == TypeStdinPart || e.Type == TypeExecutionDeleted:
 		if e.Attempt != 0 {
 			return fmt.Errorf("%s has attempt %d, it belongs to no attempt: 0", e.Type, e.Attempt)
 		}

@@ -4,6 +4,7 @@ package eventstest
 
 import (
 	"crypto/sha256"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -22,6 +23,11 @@ var Time = time.Date(2026, 11, 25, 12, 0, 0, 123456789, time.UTC)
 
 // Binary is output that is no text: NUL, invalid UTF-8, a cut character.
 var Binary = []byte("a\x00b\xff\xfe\xc3")
+
+// Undeleted are the samples without the one after which everything else is forgotten.
+func Undeleted() []events.Event {
+	return slices.DeleteFunc(Samples(), func(e events.Event) bool { return e.Type == events.TypeExecutionDeleted })
+}
 
 // Samples returns one event of every type with every field filled in.
 func Samples() []events.Event {
@@ -90,6 +96,7 @@ func Samples() []events.Event {
 			Folder: "/var/jobs/7", Host: "h1", ResultName: "result.json", Result: []byte(`{"error":"Execution failed`), ResultFault: "it is no JSON: unexpected EOF",
 			Files: []*executionv1.ImportedFile{{Name: "stdout.log", SizeBytes: 6, ModifiedAt: at, Sha256: digest[:]}},
 		}),
+		must(events.Producer{Name: "delete", Source: "/verbatim/delete"}, 0, 1, &executionv1.ExecutionDeleted{RequestedBy: "somebody", Reason: "it named a customer"}),
 		stdinPart(),
 		heartbeat(at),
 		cordon(),

@@ -114,6 +114,11 @@ func (h *Shadow) InsertRows(ctx context.Context, states []*execution.State) erro
 	return h.store.insertRows(ctx, h.table, states)
 }
 
+// EraseRows is Store.EraseRows for this table alone.
+func (h *Shadow) EraseRows(ctx context.Context, ids []string) error {
+	return h.store.erase(ctx, h.table, fmt.Sprintf(eraseRowsSQL, h.table), execution.StatusDeleted, ids)
+}
+
 // LoadStates is Store.LoadStates for this table.
 func (h *Shadow) LoadStates(ctx context.Context, ids []string) (map[string]*execution.State, error) {
 	return h.store.statesOf(ctx, h.table, ids)

@@ -205,7 +205,7 @@ func TestLoadRefusesDamage(t *testing.T) {
 // stored is a state with every kind of fact.
 func stored(t testing.TB) []byte {
 	s := New(eventstest.ExecutionID)
-	for _, e := range eventstest.Samples() {
+	for _, e := range eventstest.Undeleted() {
 		s.Apply(e, eventstest.Time)
 	}
 	b, err := s.MarshalBinary()
@@ -223,7 +223,7 @@ func FuzzLoad(f *testing.F) {
 	}
 	f.Add(body)
 	f.Add([]byte{formatVersion, 0})
-	samples := eventstest.Samples()
+	samples := eventstest.Undeleted()
 	f.Fuzz(func(t *testing.T, body []byte) {
 		s, err := Load(appendChecksum(slices.Clone(body)))
 		if err != nil {

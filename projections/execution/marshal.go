@@ -17,6 +17,9 @@ func (s *State) MarshalBinary() ([]byte, error) {
 }
 
 func (s *State) marshal(w *writer) ([]byte, error) {
+	if s.deleted.set {
+		return s.marshalDeleted(w), nil
+	}
 	w.uint(formatVersion)
 	w.bytes([]byte(s.id))
 	w.seen(&s.seen)
@@ -46,7 +49,11 @@ func load(b []byte, r *reader) (*State, error) {
 		return nil, err
 	}
 	r.b = body
-	if r.form = r.uint(); r.form < oldestVersion || r.form > formatVersion {
+	r.form = r.uint()
+	if r.form == deletedFormat {
+		return loadDeleted(r)
+	}
+	if r.form < oldestVersion || r.form > formatVersion {
 		return nil, fmt.Errorf("%w: form %d is not known here, those from %d to %d are", ErrState, r.form, oldestVersion, formatVersion)
 	}
 	s := New(string(r.bytes()))

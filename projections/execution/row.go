@@ -4,7 +4,7 @@ import (
 	"time"
 )
 
-// Statuses of a row. The last five are terminal: nothing more is expected. Retrying is an end that another attempt follows.
+// Statuses of a row. The last six are terminal: nothing more is expected. Retrying is an end that another attempt follows.
 const (
 	StatusRequested = "requested"
 	StatusPrepared  = "prepared"
@@ -15,6 +15,7 @@ const (
 	StatusTimeout   = "timeout"
 	StatusCancelled = "cancelled"
 	StatusLost      = "lost"
+	StatusDeleted   = "deleted"
 )
 
 // Row is an execution as people read it. nil is "not known". Everything but Attempts, Facts, UnknownFacts,
@@ -139,6 +140,9 @@ type SentSignal struct {
 
 // Row works out the row. It changes nothing.
 func (s *State) Row() Row {
+	if s.deleted.set {
+		return s.deletedRow()
+	}
 	r := Row{
 		ExecutionID: s.id, Status: StatusRequested,
 		Missing: []Range{}, Elided: []Range{}, OutputErrors: []string{}, Contradictions: s.contradictions(),

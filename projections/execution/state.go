@@ -27,6 +27,7 @@ type State struct {
 
 	requested slot[*executionv1.ExecutionRequested]
 	cancelled slot[*executionv1.CancelRequested]
+	deleted   slot[*executionv1.ExecutionDeleted]
 	attempts  map[uint32]*attempt
 	numbers   interval.Set // the attempts met
 	waiting   int          // bytes that wait in the streams
@@ -53,13 +54,24 @@ func (s *State) ID() string { return s.id }
 
 // Version is the number of distinct facts folded: of two rows of an execution the one with the greater
 // version knows more.
-func (s *State) Version() uint64 { return s.seen.Len() }
+func (s *State) Version() uint64 {
+	if s.deleted.set {
+		return deletedVersion
+	}
+	return s.seen.Len()
+}
 
 // Apply folds one fact and says whether it was new. receivedAt is the record's time at the
 // broker, used where the producer gave no time; zero when that is not known either. The event's payload is kept in part: nobody
 // may change it later. An event of another execution is ignored.
 func (s *State) Apply(e events.Event, receivedAt time.Time) (added bool) {
 	if e.Subject != s.id {
+		return false
+	}
+	if d, ok := e.Data.(*executionv1.ExecutionDeleted); ok {
+		return s.forget(e, d, usable(e.HappenedAt(receivedAt)))
+	}
+	if s.deleted.set {
 		return false
 	}
 	unknown := !known(e)

@@ -58,6 +58,7 @@ type grammar struct {
 
 	Cordon     cordonCommand     `cmd:"" group:"Operations:" help:"Let a runner take no more executions."`
 	Uncordon   uncordonCommand   `cmd:"" group:"Operations:" help:"Let a runner take executions again."`
+	Delete     deleteCommand     `cmd:"" group:"Operations:" help:"Make executions forgotten: their output, rows and archived events."`
 	Deadletter deadletterCommand `cmd:"" group:"Operations:" help:"Look after records that could not be handled."`
 
 	Version versionCommand `cmd:"" help:"Print the version."`

@@ -66,6 +66,8 @@ func (f *follower) take(fact api.Fact) error {
 	switch p := payload.(type) {
 	case *executionv1.OutputChunk:
 		return f.chunk(p)
+	case *executionv1.ExecutionDeleted:
+		return fmt.Errorf("execution %s was deleted by %s: %s", fact.Subject, cmp.Or(p.GetRequestedBy(), "somebody"), cmp.Or(p.GetReason(), "no reason was given"))
 	case *executionv1.PreparationFailed:
 		f.preparationFailed = p
 	case *executionv1.StartFailed:

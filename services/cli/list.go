@@ -24,7 +24,7 @@ type listCommand struct {
 
 var statuses = []string{
 	execution.StatusRequested, execution.StatusPrepared, execution.StatusRunning, execution.StatusRetrying, execution.StatusSucceeded,
-	execution.StatusFailed, execution.StatusTimeout, execution.StatusCancelled, execution.StatusLost,
+	execution.StatusFailed, execution.StatusTimeout, execution.StatusCancelled, execution.StatusLost, execution.StatusDeleted,
 }
 
 // Validate is called by kong.

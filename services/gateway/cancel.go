@@ -43,7 +43,7 @@ func (g *Gateway) cancel(ctx context.Context, in *cancelInput) (*cancelOutput, e
 		return nil, err
 	}
 	switch row.Status {
-	case execution.StatusSucceeded, execution.StatusFailed, execution.StatusTimeout, execution.StatusCancelled:
+	case execution.StatusSucceeded, execution.StatusFailed, execution.StatusTimeout, execution.StatusCancelled, execution.StatusDeleted:
 		return nil, problem(http.StatusConflict, fmt.Sprintf("execution %s has ended already: %s", in.ID, row.Status))
 	}
 	call, err := events.NewExecutionID()

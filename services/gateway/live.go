@@ -88,6 +88,9 @@ func (g *Gateway) known(ctx context.Context, id string, after int64) *execution.
 func (g *Gateway) followable(ctx context.Context, id string) (sealed bool, err error) {
 	if _, err := events.ParseExecutionID(id); err == nil {
 		if row, found, err := g.stored(ctx, id); err != nil || found {
+			if err == nil {
+				err = gone(row)
+			}
 			return row.Sealed && row.Status != execution.StatusRetrying, err
 		}
 		if _, found := g.accepted.get(id); found {

@@ -30,6 +30,9 @@ type outputInput struct {
 // length and ranges; otherwise it is what there is now.
 func (g *Gateway) output(ctx context.Context, in *outputInput) (*huma.StreamResponse, error) {
 	row, stale, err := g.row(ctx, in.ID)
+	if err == nil {
+		err = gone(row)
+	}
 	if err != nil {
 		return nil, err
 	}

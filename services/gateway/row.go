@@ -76,6 +76,14 @@ func (g *Gateway) row(ctx context.Context, id string) (row execution.Row, stale 
 	return execution.Row{}, "", problem(http.StatusNotFound, fmt.Sprintf("no execution %s is known", id))
 }
 
+// gone is the answer when there is nothing to read of an execution, since it was deleted; else nil.
+func gone(row execution.Row) error {
+	if row.Status != execution.StatusDeleted {
+		return nil
+	}
+	return problem(http.StatusGone, fmt.Sprintf("execution %s was %s", row.ExecutionID, *row.Error))
+}
+
 // young waits for an execution that another gateway may have accepted a moment ago.
 func (g *Gateway) young(ctx context.Context, id string) (execution.Row, bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, youngBudget)
@@ -153,7 +161,7 @@ func (g *Gateway) list(ctx context.Context, in *listInput) (*listOutput, error) 
 
 var statuses = []string{
 	execution.StatusRequested, execution.StatusPrepared, execution.StatusRunning, execution.StatusRetrying, execution.StatusSucceeded,
-	execution.StatusFailed, execution.StatusTimeout, execution.StatusCancelled, execution.StatusLost,
+	execution.StatusFailed, execution.StatusTimeout, execution.StatusCancelled, execution.StatusLost, execution.StatusDeleted,
 }
 
 func filter(in *listInput) (clickhouse.Filter, error) {

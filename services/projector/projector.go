@@ -37,6 +37,8 @@ import (
 type Rows interface {
 	LoadStates(ctx context.Context, ids []string) (map[string]*execution.State, error)
 	InsertRows(ctx context.Context, states []*execution.State) error
+	// EraseRows removes what was stored of deleted executions, but for the row that says so.
+	EraseRows(ctx context.Context, ids []string) error
 }
 
 // Limits of a batch: a row shows what happened within a second.
@@ -115,6 +117,15 @@ func (p *Projector) Fold(ctx context.Context, facts []Fact) error {
 		return nil
 	}
 	if err := retry.Until(ctx, p.logger, "store rows", func() error { return p.rows.InsertRows(ctx, changed) }); err != nil {
+		return err
+	}
+	var deleted []string
+	for _, s := range changed {
+		if s.Deleted() {
+			deleted = append(deleted, s.ID())
+		}
+	}
+	if err := retry.Until(ctx, p.logger, "erase rows", func() error { return p.rows.EraseRows(ctx, deleted) }); err != nil {
 		return err
 	}
 	p.states.stored()

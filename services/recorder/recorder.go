@@ -34,6 +34,10 @@ import (
 // Archive stores facts. Storing the same fact again changes nothing.
 type Archive interface {
 	InsertEvents(ctx context.Context, events []clickhouse.ArchivedEvent) error
+	// EraseEvents removes what is archived of deleted executions, but for the facts that say so.
+	EraseEvents(ctx context.Context, ids []string) error
+	// Deleted lists deleted executions of which events are archived yet.
+	Deleted(ctx context.Context) ([]string, error)
 }
 
 // Observer is told of facts that were archived, in no certain order and maybe more than once. It must not keep the slice.
@@ -59,6 +63,7 @@ type Recorder struct {
 	batcher    *batch.Batcher[clickhouse.ArchivedEvent]
 	logger     *slog.Logger
 	observer   Observer
+	looked     time.Time // for late facts of deleted executions
 }
 
 // New returns a recorder of a log of facts with the given number of partitions. Stop it after its handlers have
@@ -144,5 +149,5 @@ func (r *Recorder) store(ctx context.Context, facts []clickhouse.ArchivedEvent) 
 		slices.SortFunc(facts, func(a, b clickhouse.ArchivedEvent) int { return cmp.Compare(a.Offset, b.Offset) })
 		r.observer.Observe(facts)
 	}
-	return nil
+	return r.erase(ctx, facts)
 }

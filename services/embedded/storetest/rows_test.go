@@ -21,7 +21,7 @@ func TestRowRoundTrip(t *testing.T) {
 	t.Parallel()
 	s := open(t)
 	full, empty := execution.New(eventstest.ExecutionID), execution.New(idAt(testTime, 1))
-	for _, e := range eventstest.Samples() {
+	for _, e := range eventstest.Undeleted() {
 		full.Apply(e, eventstest.Time)
 	}
 	must(t, s.InsertRows(t.Context(), []*execution.State{full, empty}))
