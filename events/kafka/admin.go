@@ -71,19 +71,20 @@ func (a *Admin) EnsureTopics(ctx context.Context, topics []Topic) error {
 	if err := a.create(ctx, topics); err != nil {
 		return err
 	}
-	return a.check(ctx, topics, true)
+	return a.check(ctx, topics)
 }
 
 // CheckTopics is the function of the same name on this handle.
 func (a *Admin) CheckTopics(ctx context.Context, topics []Topic) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	return a.check(ctx, topics, false)
+	return a.check(ctx, topics)
 }
 
-// create makes what does not exist, and returns when it can be seen.
+// create makes what does not exist, and returns when the broker knows it: the one that creates a topic answers before
+// those that hold it have heard of it, and a busy one takes seconds for many.
 func (a *Admin) create(ctx context.Context, topics []Topic) error {
-	have, err := a.counts(ctx)
+	have, err := a.counts(ctx, topics)
 	if err != nil {
 		return err
 	}
@@ -111,52 +112,72 @@ func (a *Admin) create(ctx context.Context, topics []Topic) error {
 			errs = append(errs, fmt.Errorf("create topic %s: %w", name, err))
 		}
 	}
-	a.link.refresh()
-	return errors.Join(errs...)
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	return a.visible(ctx, topics)
 }
 
-// check compares the cluster with what should be; with patience it waits for topics just created.
-func (a *Admin) check(ctx context.Context, topics []Topic, patient bool) error {
-	began := time.Now()
+// visible waits until the topics, which were just created, can be seen.
+func (a *Admin) visible(ctx context.Context, topics []Topic) error {
 	for wait := (pause{}); ; {
-		have, err := a.counts(ctx)
+		have, err := a.counts(ctx, topics)
 		if err != nil {
 			return err
 		}
-		var errs []error
-		missing := false
-		for _, t := range topics {
-			name := a.config.wireTopic(t.Name)
-			switch n, ok := have[name]; {
-			case !ok:
-				missing = true
-				errs = append(errs, fmt.Errorf("%w: %s", ErrUnknownTopic, name))
-			case n != t.Partitions:
-				errs = append(errs, fmt.Errorf("topic %s has %d partitions, it must have %d", name, n, t.Partitions))
-			}
-		}
-		if len(errs) == 0 || !missing || !patient || time.Since(began) > missingTopicGrace {
-			return errors.Join(errs...)
+		missing := a.missing(topics, have)
+		if len(missing) == 0 {
+			return nil
 		}
 		a.link.refresh()
 		if !wait.sleep(ctx) {
-			return errors.Join(errs...)
+			return fmt.Errorf("topics are created and the broker does not know them yet, try again: %s: %w", strings.Join(missing, ", "), context.Cause(ctx))
 		}
 	}
 }
 
-// counts returns the partition count of every topic, by its name on the wire. While no broker answers it keeps
-// trying until ctx ends.
-func (a *Admin) counts(ctx context.Context) (map[string]int, error) {
+// missing returns the names on the wire of the topics that are not among have.
+func (a *Admin) missing(topics []Topic, have map[string]int) []string {
+	var missing []string
+	for _, t := range topics {
+		if name := a.config.wireTopic(t.Name); have[name] == 0 {
+			missing = append(missing, name)
+		}
+	}
+	return missing
+}
+
+// check compares the cluster with what should be.
+func (a *Admin) check(ctx context.Context, topics []Topic) error {
+	have, err := a.counts(ctx, topics)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, t := range topics {
+		name := a.config.wireTopic(t.Name)
+		switch n, ok := have[name]; {
+		case !ok:
+			errs = append(errs, fmt.Errorf("%w: %s", ErrUnknownTopic, name))
+		case n != t.Partitions:
+			errs = append(errs, fmt.Errorf("topic %s has %d partitions, it must have %d", name, n, t.Partitions))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// counts returns the partition counts of those of the topics that exist, by their names on the wire. While no broker
+// answers it keeps trying until ctx ends.
+func (a *Admin) counts(ctx context.Context, topics []Topic) (map[string]int, error) {
+	req := &kafkago.MetadataRequest{Topics: make([]string, len(topics))}
+	for i, t := range topics {
+		req.Topics[i] = a.config.wireTopic(t.Name)
+	}
 	var telling error // That time ran out tells less than why it did.
 	for wait := (pause{}); ; {
-		res, err := a.link.client.Metadata(ctx, &kafkago.MetadataRequest{})
+		res, err := a.link.client.Metadata(ctx, req)
 		if err == nil {
-			have := make(map[string]int, len(res.Topics))
-			for _, t := range res.Topics {
-				have[t.Name] = len(t.Partitions)
-			}
-			return have, nil
+			return countsOf(res)
 		}
 		if telling == nil || !errors.Is(err, context.DeadlineExceeded) {
 			telling = err
@@ -169,6 +190,19 @@ func (a *Admin) counts(ctx context.Context) (map[string]int, error) {
 			return nil, unreachable(a.config, telling)
 		}
 	}
+}
+
+func countsOf(res *kafkago.MetadataResponse) (map[string]int, error) {
+	have := make(map[string]int, len(res.Topics))
+	for _, t := range res.Topics {
+		switch {
+		case len(t.Partitions) > 0:
+			have[t.Name] = len(t.Partitions)
+		case t.Error != nil && !staleMetadata(t.Error):
+			return nil, fmt.Errorf("topic %s: %w", t.Name, t.Error)
+		}
+	}
+	return have, nil
 }
 
 // unreachable says what a person can do about it. Some brokers hang up on wrong credentials and say nothing.

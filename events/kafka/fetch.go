@@ -59,7 +59,7 @@ func (c *cursor) read(ctx context.Context) ([]*Record, error) {
 	// Until the answer is there, the buffer belongs to the connection: it may go on reading after ctx is done.
 	buffer := c.buffer
 	c.buffer = nil
-	answer, err := c.link.transport.RoundTrip(ctx, c.link.addr, &fetchRequest{
+	answer, err := c.link.RoundTrip(ctx, c.link.addr, &fetchRequest{
 		clientID: c.link.config.clientID(), topic: c.link.config.wireTopic(c.topic), partition: int32(c.partition),
 		offset: c.next, maxBytes: int32(min(c.maxBytes, maxResponse/2)), maxWait: fetchWait, buffer: buffer,
 	})

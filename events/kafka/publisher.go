@@ -317,7 +317,7 @@ func (p *Publisher) partitions(ctx context.Context, topic string) (int, error) {
 func (l *link) partitions(ctx context.Context, wire string) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	r, err := l.transport.RoundTrip(ctx, l.addr, &metadata.Request{TopicNames: []string{wire}})
+	r, err := l.RoundTrip(ctx, l.addr, &metadata.Request{TopicNames: []string{wire}})
 	if err != nil {
 		return 0, err
 	}

@@ -184,10 +184,13 @@ func (s *Subscriber) known(ctx context.Context, topic string) error {
 	}
 }
 
-// SubscribeInitialize creates the topic when it does not exist. It is for tests and tools; services
+// initializeTimeout bounds SubscribeInitialize: a busy broker takes long for a topic when many are made at once.
+const initializeTimeout = 30 * time.Second
+
+// SubscribeInitialize creates the topic when it does not exist, within 30 s. It is for tests and tools; services
 // find their topics made, see EnsureTopics.
 func (s *Subscriber) SubscribeInitialize(topic string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), subscribeTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), initializeTimeout)
 	defer cancel()
 	return (&Admin{config: s.config, link: s.link}).create(ctx, []Topic{{Name: topic, Partitions: s.options.InitPartitions}})
 }

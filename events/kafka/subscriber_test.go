@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"verbatim.dev/events/kafka"
+	"verbatim.dev/events/kafka/kafkatest"
 )
 
 // fill publishes messages 0 to n-1 under one key.
@@ -373,11 +374,13 @@ func TestFirstMessageOfAFreshGroupIsFast(t *testing.T) {
 	b := startBroker(t)
 	topic := b.topic(t, 12)
 	fill(t, b.config(), topic, 1)
-	began := time.Now()
-	messages := subscribe(t, subscriber(t, b.config(), kafka.SubscriberOptions{Group: "g"}), topic)
-	receive(t, messages).Ack()
-	if d := time.Since(began); d > time.Second {
-		t.Errorf("took %s", d)
+	fastest := time.Hour
+	for i := range 3 {
+		fastest = min(fastest, kafkatest.Fresh(t, b.config(), topic, fmt.Sprintf("g-%d", i)))
+	}
+	// The fastest, because the others say how busy this machine is; the waits this is about are 3 s and 5 s.
+	if fastest > time.Second {
+		t.Errorf("took at least %s", fastest)
 	}
 }
 
