@@ -30,6 +30,12 @@ test: deps ## run all tests of all modules with -race
 test-kafka: deps ## run the transport's suites and the scenarios against a real Apache Kafka (java, mvn)
 	@scripts/test-kafka
 
+.PHONY: prove-transport
+prove-transport: deps ## Watermill's suites five times on each broker, with the race detector: about an hour
+	@cd events && go test -race -timeout 60m -count=5 -run 'TestPubSub|TestReconnect' ./kafka
+	@cd services && go test -race -timeout 60m -count=5 -run 'TestConformance|TestReconnect' ./embedded/kafka
+	@VERBATIM_TEST_ROUNDS=5 scripts/test-kafka
+
 .PHONY: soak-transport
 soak-transport: ## 5 minutes of consumers coming and going while the broker is killed, on both brokers
 	@scripts/soak-transport embedded 5m
