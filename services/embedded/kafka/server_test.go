@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 	"go.uber.org/goleak"
 
 	"verbatim.dev/events/kafka"
@@ -194,7 +196,7 @@ func consume(t *testing.T, addr string, n int) (first string) {
 			}
 			m.Ack()
 		case <-time.After(20 * time.Second):
-			t.Fatal("no message")
+			t.Fatalf("no message after %d", i)
 		}
 	}
 	return first
@@ -366,6 +368,27 @@ func TestLargeMessagesFit(t *testing.T) {
 	}
 }
 
+// alter changes a setting of the topic: retention is given when everything was read, because the broker applies it by itself too.
+func alter(t *testing.T, addr, name, value string) {
+	t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(addr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	config := kmsg.NewIncrementalAlterConfigsRequestResourceConfig()
+	config.Name, config.Value = name, &value
+	resource := kmsg.NewIncrementalAlterConfigsRequestResource()
+	resource.ResourceType, resource.ResourceName = kmsg.ConfigResourceTypeTopic, "t"
+	resource.Configs = append(resource.Configs, config)
+	req := kmsg.NewPtrIncrementalAlterConfigsRequest()
+	req.Resources = append(req.Resources, resource)
+	res, err := req.RequestWith(t.Context(), client)
+	if err != nil || len(res.Resources) != 1 || res.Resources[0].ErrorCode != 0 {
+		t.Fatalf("alter %s: %v, %v", name, res, err)
+	}
+}
+
 // size is the number of bytes in the folder.
 func size(t *testing.T, dir string) int64 {
 	t.Helper()
@@ -386,9 +409,10 @@ func TestRetentionFreesTheDiskAndKeepsTheEnd(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	s := start(t, dir, "127.0.0.1:0")
-	topic(t, s.Addr(), map[string]string{"retention.bytes": "1000000", "segment.bytes": "500000"})
+	topic(t, s.Addr(), map[string]string{"segment.bytes": "500000"})
 	write(t, s.Addr(), 0, 100, 100_000)
 	consume(t, s.Addr(), 100)
+	alter(t, s.Addr(), "retention.bytes", "1000000")
 	if err := s.ApplyRetention(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -410,9 +434,10 @@ func TestRetentionOfEverythingKeepsTheOffsets(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	addr, kill := startChild(t, dir)
-	topic(t, addr, map[string]string{"retention.ms": "1"})
+	topic(t, addr, nil)
 	write(t, addr, 0, 10, 10)
 	consume(t, addr, 10)
+	alter(t, addr, "retention.ms", "1")
 	kill()
 	s := start(t, dir, "127.0.0.1:0")
 	if err := s.ApplyRetention(t.Context()); err != nil {
