@@ -240,6 +240,37 @@ func FuzzLoad(f *testing.F) {
 	})
 }
 
+// FuzzLoadBeside is the same for a state that names bytes of its row.
+func FuzzLoadBeside(f *testing.F) {
+	s, told := New(testID), tell(f)
+	told.in(1, out(0, strings.Repeat("0123456789abcdef", 4096)))
+	told.in(1, out(headBytes, "more\n"))
+	for _, e := range told.all {
+		s.Apply(e, testTime)
+	}
+	row := s.Row()
+	b, err := s.MarshalBeside(&row)
+	if err != nil {
+		f.Fatal(err)
+	}
+	body, err := checked(b)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(body, *row.Stdout, "")
+	f.Add(body, "0123", "more")
+	f.Fuzz(func(t *testing.T, body []byte, stdout, stderr string) {
+		s, err := LoadBeside(appendChecksum(slices.Clone(body)), &stdout, &stderr)
+		if err != nil {
+			if !errors.Is(err, ErrState) {
+				t.Fatal(err)
+			}
+			return
+		}
+		rowJSON(t, reload(t, s).Row())
+	})
+}
+
 // FuzzFold: facts decoded from any bytes are folded without a panic, and storing between them changes nothing.
 func FuzzFold(f *testing.F) {
 	for i, e := range eventstest.Samples() {
