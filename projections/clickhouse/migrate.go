@@ -45,6 +45,15 @@ func (s *Store) Migrate(ctx context.Context) error {
 			}
 			return retry.RetryableError(err)
 		}
+		if err := s.checkEngines(ctx); err != nil {
+			if errors.Is(err, ErrSchema) {
+				return err
+			}
+			return retry.RetryableError(err)
+		}
+		if err := s.makeVersions(ctx); err != nil {
+			return retry.RetryableError(err)
+		}
 		if _, err := provider.Up(ctx); err != nil {
 			return retry.RetryableError(fmt.Errorf("apply migrations: %w", err))
 		}
@@ -66,6 +75,9 @@ func (s *Store) CheckSchema(ctx context.Context) error {
 		return err
 	}
 	if err := s.checkNotNewer(ctx, target); err != nil {
+		return fmt.Errorf("check schema: %w", err)
+	}
+	if err := s.checkEngines(ctx); err != nil {
 		return fmt.Errorf("check schema: %w", err)
 	}
 	current, err := s.schemaVersion(ctx)
@@ -109,7 +121,7 @@ func (s *Store) provider() (*goose.Provider, int64, error) {
 	if err != nil {
 		return nil, 0, fmt.Errorf("open migrations: %w", err)
 	}
-	p, err := goose.NewProvider(goose.DialectClickHouse, s.db, files,
+	p, err := goose.NewProvider(goose.DialectClickHouse, s.db, clusterFS{files, s.cluster},
 		goose.WithTableName(schemaTable), goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
 	if err != nil {
 		return nil, 0, fmt.Errorf("read migrations: %w", err)

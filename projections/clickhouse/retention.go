@@ -58,11 +58,11 @@ func (s *Store) setTTL(ctx context.Context, table string, days uint) error {
 		if !strings.Contains(definition, " TTL ") {
 			return nil
 		}
-		return s.conn.Exec(ctx, "ALTER TABLE "+table+" REMOVE TTL")
+		return s.conn.Exec(ctx, "ALTER TABLE "+table+s.cluster.on()+" REMOVE TTL")
 	}
-	if err := s.conn.Exec(ctx, "ALTER TABLE "+table+" MODIFY SETTING ttl_only_drop_parts = 1"); err != nil {
+	if err := s.conn.Exec(ctx, "ALTER TABLE "+table+s.cluster.on()+" MODIFY SETTING ttl_only_drop_parts = 1"); err != nil {
 		return err
 	}
 	// The number is one: DDL takes no parameters.
-	return s.conn.Exec(ctx, fmt.Sprintf("ALTER TABLE %s MODIFY TTL created_day + INTERVAL %d DAY", table, days+1))
+	return s.conn.Exec(ctx, fmt.Sprintf("ALTER TABLE %s MODIFY TTL created_day + INTERVAL %d DAY", table+s.cluster.on(), days+1))
 }

@@ -98,6 +98,9 @@ func (s *Store) known(ctx context.Context, table string, ids, days []string) (kn
 }
 
 func (s *Store) loadStates(ctx context.Context, table string, ids, days []string, into map[string]*execution.State) (broken []error, err error) {
+	if err := s.catchUp(ctx, table); err != nil {
+		return nil, err
+	}
 	if ids, err = s.known(ctx, table, ids, days); err != nil || len(ids) == 0 {
 		return nil, err
 	}

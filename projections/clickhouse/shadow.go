@@ -52,15 +52,28 @@ func (h *Shadow) Make(ctx context.Context, position []byte) error {
 	if err := h.SavePosition(ctx, position); err != nil {
 		return err
 	}
-	if err := h.store.conn.Exec(ctx, "CREATE TABLE "+h.table+" AS executions"); err != nil {
+	if err := h.store.conn.Exec(ctx, h.definition()); err != nil {
 		return fmt.Errorf("make table %s: %w", h.table, err)
 	}
 	return nil
 }
 
+// definition makes the table. On a cluster the engine is said again, so that it is not taken over with its place in Keeper.
+func (h *Shadow) definition() string {
+	sql := "CREATE TABLE " + h.table + h.store.cluster.on() + " AS executions"
+	if h.store.cluster == "" {
+		return sql
+	}
+	return sql + h.store.cluster.rewrite(`
+ENGINE = ReplacingMergeTree(version)
+PARTITION BY created_day
+ORDER BY (created_day, execution_id)
+SETTINGS index_granularity = 1024, min_bytes_for_wide_part = 268435456`)
+}
+
 // Drop removes the table.
 func (h *Shadow) Drop(ctx context.Context) error {
-	if err := h.store.conn.Exec(ctx, "DROP TABLE IF EXISTS "+h.table+" SYNC"); err != nil {
+	if err := h.store.conn.Exec(ctx, "DROP TABLE IF EXISTS "+h.table+h.store.cluster.on()+" SYNC"); err != nil {
 		return fmt.Errorf("drop table %s: %w", h.table, err)
 	}
 	h.store.mu.Lock()
@@ -132,7 +145,7 @@ func (h *Shadow) Row(ctx context.Context, id string) (execution.Row, error) {
 // Swap makes the table the live one, and the live one this table, at once. Projectors go on meanwhile, so afterwards Newer
 // tells of which executions the old table knows more.
 func (h *Shadow) Swap(ctx context.Context) error {
-	if err := h.store.conn.Exec(ctx, "EXCHANGE TABLES executions AND "+h.table); err != nil {
+	if err := h.store.conn.Exec(ctx, "EXCHANGE TABLES executions AND "+h.table+h.store.cluster.on()); err != nil {
 		return fmt.Errorf("swap executions and %s: %w", h.table, err)
 	}
 	return nil

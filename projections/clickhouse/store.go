@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"sync"
 	"time"
@@ -30,17 +31,22 @@ var ErrNotFound = errors.New("execution not found")
 
 // Store is a ClickHouse database with Verbatim's tables. It is safe for concurrent use.
 type Store struct {
-	conn driver.Conn
-	db   *sql.DB // the same server, for goose
+	conn    driver.Conn
+	db      *sql.DB // the same server, for goose
+	cluster cluster
 
 	mu      sync.Mutex
 	columns map[string][]clickhouse.ColumnNameAndType
 }
 
 // Open connects to the database that dsn names (https://clickhouse.com/docs/integrations/go: http://, https:// or
-// clickhouse://user:password@host:port/database) and checks that the server is new enough. Errors never
-// hold the password.
+// clickhouse://user:password@host:port/database) and checks that the server is new enough. With ?cluster=NAME the
+// server is one of several replicas, see cluster. Errors never hold the password.
 func Open(ctx context.Context, dsn string) (*Store, error) {
+	dsn, on, err := clusterOf(dsn)
+	if err != nil {
+		return nil, fmt.Errorf("parse ClickHouse address: %w", err)
+	}
 	opts, err := clickhouse.ParseDSN(dsn)
 	if err != nil {
 		if u := (*url.Error)(nil); errors.As(err, &u) {
@@ -48,12 +54,16 @@ func Open(ctx context.Context, dsn string) (*Store, error) {
 		}
 		return nil, fmt.Errorf("parse ClickHouse address: %w", err)
 	}
+	if opts.Settings == nil {
+		opts.Settings = clickhouse.Settings{}
+	}
+	maps.Copy(opts.Settings, on.settings())
 	opts.MaxOpenConns, opts.MaxIdleConns, opts.ConnMaxLifetime = maxOpenConns, maxIdleConns, connMaxLifetime
 	conn, err := clickhouse.Open(opts)
 	if err != nil {
 		return nil, fmt.Errorf("open ClickHouse: %w", err)
 	}
-	s := &Store{conn: conn, db: clickhouse.OpenDB(opts), columns: map[string][]clickhouse.ColumnNameAndType{}}
+	s := &Store{conn: conn, cluster: on, db: clickhouse.OpenDB(opts), columns: map[string][]clickhouse.ColumnNameAndType{}}
 	s.db.SetMaxOpenConns(2)
 	if err := s.check(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("reach ClickHouse at %v: %w", opts.Addr, err), s.Close())

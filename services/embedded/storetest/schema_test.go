@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -196,4 +198,28 @@ func exec(t *testing.T, dsn, statement string) {
 	t.Helper()
 	_, err := database(t, dsn).ExecContext(t.Context(), statement)
 	must(t, err)
+}
+
+// The engine has no Keeper, so it cannot run the definitions for a cluster. It can say that they are well-formed.
+func TestDefinitionsForAClusterParse(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../../projections/clickhouse/testdata/replicated.sql")
+	must(t, err)
+	db := database(t, clickhousetest.Database(t))
+	statements := 0
+	for _, statement := range strings.Split(regexp.MustCompile(`(?m)^--.*$`).ReplaceAllString(string(text), ""), ";\n") {
+		if statement = strings.TrimSpace(statement); statement == "" {
+			continue
+		}
+		statements++
+		rows, err := db.QueryContext(t.Context(), "EXPLAIN AST "+statement)
+		if err != nil {
+			t.Errorf("%v:\n%s", err, statement)
+			continue
+		}
+		must(t, rows.Close())
+	}
+	if statements < 20 {
+		t.Errorf("only %d statements were found", statements)
+	}
 }
