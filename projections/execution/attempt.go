@@ -43,18 +43,19 @@ type attempt struct {
 	stdinFailed       slot[*executionv1.StdinWriteFailed]
 	exited            slot[*executionv1.ProcessExited]
 	waitFailed        slot[*executionv1.WaitFailed]
-	sealed            slot[*executionv1.OutputSealed]
 	recorded          slot[*executionv1.OutputRecorded]
 	lost              slot[*executionv1.RunnerLost]
 	returned          slot[*executionv1.RunnerReturned]
 	retry             slot[*executionv1.RetryScheduled]
+	seals             log[*executionv1.OutputSealed]
 	readFailures      log[*executionv1.OutputReadFailed]
 	terminations      log[*executionv1.TerminationStarted]
 
 	streams [streamCount]stream
 }
 
-func (a *attempt) fold(data proto.Message, from origin, at time.Time, waiting *int) {
+// fold joins a fact. It is false when not everything of it is kept.
+func (a *attempt) fold(data proto.Message, from origin, at time.Time, waiting *int) (kept bool) {
 	switch d := data.(type) {
 	case *executionv1.Prepared:
 		a.prepared.join(fact[*executionv1.Prepared]{from, at, trimPrepared(d)})
@@ -80,8 +81,9 @@ func (a *attempt) fold(data proto.Message, from origin, at time.Time, waiting *i
 		t := &executionv1.WaitFailed{Cause: clip(d.GetCause()), Errno: d.GetErrno(), FailedAt: d.GetFailedAt()}
 		a.waitFailed.join(fact[*executionv1.WaitFailed]{from, at, t})
 	case *executionv1.OutputSealed:
-		a.sealed.join(fact[*executionv1.OutputSealed]{from, at, d})
+		whole := a.seals.joinUpTo(fact[*executionv1.OutputSealed]{from, at, d}, maxSeals)
 		a.seal(waiting)
+		return whole
 	case *executionv1.OutputRecorded:
 		a.recorded.joinLatest(fact[*executionv1.OutputRecorded]{from, at, trimRecorded(d)})
 	case *executionv1.RunnerLost:
@@ -91,6 +93,7 @@ func (a *attempt) fold(data proto.Message, from origin, at time.Time, waiting *i
 	case *executionv1.RetryScheduled:
 		a.retry.joinLatest(fact[*executionv1.RetryScheduled]{from, at, d})
 	}
+	return true
 }
 
 // seal tells the streams which ranges will never come, so that their digests can go on behind them.
@@ -100,16 +103,6 @@ func (a *attempt) seal(waiting *int) {
 			a.streams[i].digest.pass(interval.Of(append(ranges(s.GetElided()), ranges(s.GetLost())...)...), waiting)
 		}
 	}
-}
-
-// sealOf is what the seal states of a stream, nil when it states nothing.
-func (a *attempt) sealOf(index int) *executionv1.StreamSeal {
-	for _, s := range a.sealed.data.GetStreams() {
-		if streamIndex(s.GetStream()) == index {
-			return s
-		}
-	}
-	return nil
 }
 
 // ran says whether there is evidence that a process existed.
@@ -127,7 +120,7 @@ func (a *attempt) closed(index int) bool {
 // neverRan says that the attempt ended without a process, and without a seal that says so: nobody prepared it, or nobody took it.
 func (a *attempt) neverRan() bool {
 	expired := a.startFailed.data.GetReason() == executionv1.StartFailureReason_START_FAILURE_REASON_EXPIRED
-	return (a.preparationFailed.set || expired) && !a.ran() && !a.sealed.set
+	return (a.preparationFailed.set || expired) && !a.ran() && !a.sealed()
 }
 
 // missed says that the runner was lost and is not back, given the last number that was heard of it: neither did it say more than what was

@@ -19,9 +19,9 @@ import (
 //
 // The first and last bytes of a stream mostly stand in the row's preview too. Then they are not written a second time: a
 // window says where in the preview its bytes are (see beside.go). Form 1 had the bytes always; forms 1 and 2 have no RunnerReturned and no
-// RetryScheduled.
+// RetryScheduled, forms 1 to 3 one seal alone.
 const (
-	formatVersion = 3
+	formatVersion = 4
 	oldestVersion = 1
 )
 

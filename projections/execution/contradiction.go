@@ -56,7 +56,9 @@ func (a *attempt) contradictions(add reporter) {
 	differs(add, p, "StdinWriteFailed", &a.stdinFailed)
 	differs(add, p, "ProcessExited", &a.exited)
 	differs(add, p, "WaitFailed", &a.waitFailed)
-	differs(add, p, "OutputSealed", &a.sealed)
+	if a.sealsDiffer() {
+		add("%sOutputSealed facts that cannot all be true, the row shows the one with the most bytes", p)
+	}
 	for _, f := range a.recorded.data.GetArtifacts() {
 		if f.GetDigestCheck() == executionv1.DigestCheck_DIGEST_CHECK_MISMATCH {
 			add("%sthe file that %s is recorded in has not the bytes that the seal states", p, streamNames[streamIndex(f.GetStream())])

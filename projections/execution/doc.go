@@ -10,7 +10,7 @@
 //
 //	fact ──► Seen          which facts were counted: (source, id), as ranges of sequences
 //	     ├─► slot          one fact of a kind per attempt; a second, different one is a contradiction
-//	     ├─► log           several facts of a kind: signals, read errors
+//	     ├─► log           several facts of a kind: signals, read errors, seals
 //	     └─► stream        ranges received, first and last bytes, running digest
 //
 //	Row = outcome (status, reason, exit, error) + ledger (missing, complete) + view (previews)
@@ -21,6 +21,11 @@
 // names the contradiction in Row.Contradictions. What a process did outweighs what somebody
 // expected of it: with a ProcessExited, WaitFailed, StartFailed and RunnerLost do not decide the status. And a runner that
 // says more than it had said when it was lost, or is seen again with the attempt, is not lost.
+//
+// # Two seals
+//
+// Bytes may come late, when another process holds the pipe after the end; then there is a second seal, which counts
+// everything anew (seal.go). Of each stream the one with the most bytes is the row's.
 //
 // # Bounds
 //

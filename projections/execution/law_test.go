@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"slices"
 	"strings"
 	"testing"
@@ -68,6 +69,8 @@ type drawer struct {
 	*rapid.T
 	next map[string]uint64
 	out  []delivery
+	// whole: nothing is lost on the way.
+	whole bool
 }
 
 func (d *drawer) chance(label string, percent int) bool {
@@ -82,7 +85,7 @@ func (d *drawer) say(producer string, attempt uint32, data proto.Message) {
 	if err != nil {
 		d.Fatal(err)
 	}
-	if d.chance("lost on the way", 4) {
+	if !d.whole && d.chance("lost on the way", 4) {
 		return
 	}
 	d.out = append(d.out, delivery{e, at.Add(time.Second)})
@@ -111,10 +114,11 @@ func (d *drawer) attempt(n uint32) {
 	} else if d.chance("started", 90) {
 		d.say("runner", n, &executionv1.ProcessStarted{Pid: 7, Runner: "r", ProcessStartedAt: timestamppb.New(testTime)})
 	}
-	seal := &executionv1.OutputSealed{}
-	for _, s := range []executionv1.Stream{1, 2} {
-		seal.Streams = append(seal.Streams, d.stream(n, s))
+	streams := []*drawnStream{d.newStream(1), d.newStream(2)}
+	for _, s := range streams {
+		d.stream(n, s)
 	}
+	seal := sealOf(streams)
 	if d.chance("stdin", 15) {
 		d.say("runner", n, &executionv1.StdinWriteFailed{AcceptedBytes: 1, OfferedBytes: 2, Cause: "broken pipe"})
 	}
@@ -138,6 +142,9 @@ func (d *drawer) attempt(n uint32) {
 			{Stream: 1, Uri: "file:///a", SizeBytes: 3, DigestCheck: executionv1.DigestCheck(rapid.IntRange(0, 3).Draw(d.T, "check"))}, {Stream: 1, Uri: "file:///b"},
 		}})
 	}
+	if d.chance("late", 25) {
+		d.late(n, streams)
+	}
 	if d.chance("sealed twice", 5) {
 		d.say("runner", n, &executionv1.OutputSealed{Streams: []*executionv1.StreamSeal{{Stream: 1, CapturedBytes: 1, Lost: []*executionv1.ByteRange{{End: 1}}}, {Stream: 2}}})
 	}
@@ -154,11 +161,52 @@ func (d *drawer) attempt(n uint32) {
 	}
 }
 
-// stream draws chunks of a stream and returns a seal that is true of them.
-func (d *drawer) stream(n uint32, s executionv1.Stream) *executionv1.StreamSeal {
-	seal := &executionv1.StreamSeal{Stream: s}
-	published, captured := sha256.New(), sha256.New()
-	at := uint64(0)
+// drawnStream is a stream with a seal that is true of its chunks.
+type drawnStream struct {
+	seal                *executionv1.StreamSeal
+	published, captured hash.Hash
+	// digest: the seal has that of the published bytes.
+	digest bool
+}
+
+func (d *drawer) newStream(s executionv1.Stream) *drawnStream {
+	return &drawnStream{&executionv1.StreamSeal{Stream: s}, sha256.New(), sha256.New(), d.chance("published digest", 80)}
+}
+
+func sealOf(streams []*drawnStream) *executionv1.OutputSealed {
+	seal := &executionv1.OutputSealed{}
+	for _, s := range streams {
+		seal.Streams = append(seal.Streams, proto.Clone(s.seal).(*executionv1.StreamSeal))
+	}
+	return seal
+}
+
+// late lets bytes come after the seal of streams that were held, and seals them once more.
+func (d *drawer) late(n uint32, streams []*drawnStream) {
+	for _, s := range streams {
+		if s.seal.GetPipeStillHeld() {
+			d.chunks(n, s)
+			s.seal.PipeStillHeld = d.chance("held for ever", 30)
+		}
+	}
+	d.say("runner", n, sealOf(streams))
+}
+
+// stream draws chunks of a stream.
+func (d *drawer) stream(n uint32, s *drawnStream) {
+	d.chunks(n, s)
+	s.seal.PipeStillHeld = d.chance("held", 25)
+	if d.chance("bytes after the seal", 5) {
+		d.say("runner", n, &executionv1.OutputChunk{Stream: s.seal.Stream, Offset: s.seal.CapturedBytes, Data: content(s.seal.CapturedBytes, 10)})
+	}
+	if d.chance("stream not known here", 5) {
+		d.say("runner", n, &executionv1.OutputChunk{Stream: 9, Data: content(0, 10)})
+	}
+}
+
+func (d *drawer) chunks(n uint32, s *drawnStream) {
+	seal, published, captured := s.seal, s.published, s.captured
+	at := seal.CapturedBytes
 	content := content
 	if d.chance("valid text", 50) {
 		content = letters
@@ -175,30 +223,22 @@ func (d *drawer) stream(n uint32, s executionv1.Stream) *executionv1.StreamSeal 
 		}
 		published.Write(data)
 		seal.PublishedBytes += uint64(size)
-		d.say("runner", n, &executionv1.OutputChunk{Stream: s, Offset: at, Data: data})
+		d.say("runner", n, &executionv1.OutputChunk{Stream: seal.Stream, Offset: at, Data: data})
 		if d.chance("overlap", 10) {
 			back := min(at, uint64(rapid.IntRange(0, 6000).Draw(d.T, "back")))
 			again := content(at-back, size)
 			if d.chance("other bytes", 50) {
 				again[len(again)/2] ^= 0x55
 			}
-			d.say("runner", n, &executionv1.OutputChunk{Stream: s, Offset: at - back, Data: again})
+			d.say("runner", n, &executionv1.OutputChunk{Stream: seal.Stream, Offset: at - back, Data: again})
 		}
 		at = end
 	}
 	seal.CapturedBytes = at
 	seal.Sha256 = captured.Sum(nil)
-	if d.chance("published digest", 80) {
+	if s.digest {
 		seal.PublishedSha256 = published.Sum(nil)
 	}
-	seal.PipeStillHeld = d.chance("held", 5)
-	if d.chance("bytes after the seal", 5) {
-		d.say("runner", n, &executionv1.OutputChunk{Stream: s, Offset: at, Data: content(at, 10)})
-	}
-	if d.chance("stream not known here", 5) {
-		d.say("runner", n, &executionv1.OutputChunk{Stream: 9, Offset: at, Data: content(at, 10)})
-	}
-	return seal
 }
 
 // content is bytes that follow from their position, with characters of one to four bytes and wrong ones.
@@ -369,6 +409,28 @@ func TestCompleteIsNeverClaimedWithoutTheBytes(t *testing.T) {
 			if strings.Contains(c, "different bytes") && strings.HasPrefix(c, fmt.Sprintf("attempt %d:", *r.Attempt)) {
 				t.Fatalf("complete, but %s", c)
 			}
+		}
+	})
+}
+
+// A seal that comes after bytes that were late makes the earlier one worthless: without it the row is the same, whichever came first.
+func TestLaterSealTakesTheEarlierOnesPlace(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		d := &drawer{T: t, next: map[string]uint64{}, whole: true}
+		streams := []*drawnStream{d.newStream(1), d.newStream(2)}
+		for _, s := range streams {
+			d.chunks(1, s)
+			s.seal.PipeStillHeld = rapid.Bool().Draw(t, "held")
+		}
+		first := sealOf(streams)
+		d.late(1, streams)
+		without := fold(t, rapid.Permutation(d.out).Draw(t, "order"), true).Row()
+		d.say("elsewhere", 1, first)
+		with := fold(t, rapid.Permutation(d.out).Draw(t, "other order"), true).Row()
+		with.Facts, without.Facts, with.Version, without.Version = nil, nil, 0, 0
+		if diff := cmp.Diff(rowJSON(t, without), rowJSON(t, with)); diff != "" {
+			t.Fatalf("the earlier seal changes the row:\n%s", diff)
 		}
 	})
 }

@@ -23,7 +23,8 @@ func (a *attempt) ledger(r *Row, limited bool) {
 	if limited {
 		all = doubtful
 	}
-	if a.sealed.differs {
+	contradicting := a.sealsDiffer()
+	if contradicting {
 		all = refuted
 	}
 	for i := range a.streams {
@@ -35,7 +36,7 @@ func (a *attempt) ledger(r *Row, limited bool) {
 		}
 		elided := interval.Of(ranges(seal.GetElided())...)
 		r.Elided = append(r.Elided, named(i, elided.Ranges())...)
-		match := s.digestMatch(seal, a.sealed.differs || limited)
+		match := s.digestMatch(seal, contradicting || limited)
 		all = max(all, s.judge(seal, match))
 		sum, held, masked := &r.StdoutSHA256, &r.StdoutPipeStillHeld, &r.StdoutMaskedRanges
 		if i == stdout {
@@ -49,7 +50,7 @@ func (a *attempt) ledger(r *Row, limited bool) {
 	switch {
 	case a.neverRan():
 		r.Sealed, r.Complete = true, ptr(true)
-	case a.sealed.set:
+	case a.sealed():
 		r.Sealed = true
 		if all != doubtful {
 			r.Complete = ptr(all == proven)
@@ -62,6 +63,9 @@ func (s *stream) missing(seal *executionv1.StreamSeal) []interval.Range {
 	end := s.end
 	if seal != nil {
 		end = seal.GetCapturedBytes()
+	}
+	if seal.GetPipeStillHeld() {
+		end = max(end, s.end) // Bytes that came late; another seal will count them.
 	}
 	there := interval.Of(s.received.Ranges()...)
 	for _, r := range ranges(seal.GetElided()) {

@@ -21,6 +21,11 @@ func changed(s *executionv1.OutputSealed, change func(stdout *executionv1.Stream
 	return c
 }
 
+// held says that another process had stdout.
+func held(s *executionv1.OutputSealed) *executionv1.OutputSealed {
+	return changed(s, func(s *executionv1.StreamSeal) { s.PipeStillHeld = true })
+}
+
 func TestMaskedRanges(t *testing.T) {
 	t.Parallel()
 	hello := seal(5, "hello", 0, "")
@@ -72,6 +77,18 @@ func TestComplete(t *testing.T) {
 		{"same bytes in another cut", []proto.Message{out(0, "hello"), out(1, "ell"), hello}, "true true true []"},
 		{"one stream is not sealed", []proto.Message{out(0, "hello"), &executionv1.OutputSealed{Streams: hello.Streams[:1]}}, "- true true []"},
 		{"two seals", []proto.Message{out(0, "hello"), hello, sealed0}, "false - true []"},
+		{"late", []proto.Message{out(0, "hello"), held(seal(5, "hello", 0, "")), out(5, " you"), seal(9, "hello you", 0, "")}, "true true true []"},
+		{"late, the last seal first", []proto.Message{seal(9, "hello you", 0, ""), out(5, " you"), held(seal(5, "hello", 0, "")), out(0, "hello")}, "true true true []"},
+		{"late, and still held", []proto.Message{out(0, "hello"), held(seal(5, "hello", 0, "")), out(5, " you"), held(seal(9, "hello you", 0, ""))}, "false true true []"},
+		{"late, and not sealed again", []proto.Message{out(0, "hello"), held(seal(5, "hello", 0, "")), out(7, "ou")}, "false - true [{stdout 5 7}]"},
+		{"late bytes are missing", []proto.Message{out(0, "hello"), held(seal(5, "hello", 0, "")), seal(9, "hello you", 0, "")}, "false - true [{stdout 5 9}]"},
+		{"nothing came late", []proto.Message{out(0, "hello"), held(seal(5, "hello", 0, "")), hello}, "true true true []"},
+		{"late, and it was not held", []proto.Message{out(0, "hello you"), hello, seal(9, "hello you", 0, "")}, "false - true []"},
+		{"late seal leaves out what was there", []proto.Message{out(0, "ahead"), out(1005, "tail"), held(seal(5, "ahead", 0, "")), changed(hello, func(s *executionv1.StreamSeal) {
+			elided(s)
+			s.Elided[0].Start--
+			s.PublishedBytes--
+		})}, "false - true []"},
 		{"not prepared", []proto.Message{noSuch}, "true - true []"},
 		{"not started", []proto.Message{noStart(notFound, "x")}, "- - false []"},
 		{"not started, sealed", []proto.Message{noStart(notFound, "x"), sealed0}, "true true true []"},

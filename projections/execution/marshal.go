@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 
+	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
 	"verbatim.dev/projections/internal/interval"
 )
 
@@ -150,11 +151,11 @@ func (w *writer) attempt(a *attempt, latest bool) error {
 	writeSlot(w, &a.stdinFailed)
 	writeSlot(w, &a.exited)
 	writeSlot(w, &a.waitFailed)
-	writeSlot(w, &a.sealed)
 	writeSlot(w, &a.recorded)
 	writeSlot(w, &a.lost)
 	writeSlot(w, &a.returned)
 	writeSlot(w, &a.retry)
+	writeLog(w, &a.seals)
 	writeLog(w, &a.readFailures)
 	writeLog(w, &a.terminations)
 	for i := range a.streams {
@@ -183,12 +184,18 @@ func (r *reader) attempt() *attempt {
 	readSlot(r, &a.stdinFailed)
 	readSlot(r, &a.exited)
 	readSlot(r, &a.waitFailed)
-	readSlot(r, &a.sealed)
+	if r.form < 4 {
+		r.oneSeal(&a.seals)
+	}
 	readSlot(r, &a.recorded)
 	readSlot(r, &a.lost)
 	if r.form >= 3 {
 		readSlot(r, &a.returned)
 		readSlot(r, &a.retry)
+	}
+	if r.form >= 4 {
+		readLog(r, &a.seals)
+		a.seals.facts = a.seals.facts[:min(len(a.seals.facts), maxSeals)]
 	}
 	readLog(r, &a.readFailures)
 	readLog(r, &a.terminations)
@@ -217,6 +224,16 @@ func (r *reader) attempt() *attempt {
 		}
 	}
 	return a
+}
+
+// oneSeal reads what older forms have of seals. Whether two that differ can both be true, they do not know.
+func (r *reader) oneSeal(into *log[*executionv1.OutputSealed]) {
+	var s slot[*executionv1.OutputSealed]
+	if readSlot(r, &s); s.differs {
+		r.fail("a form that had room for one seal had two")
+	} else if s.set {
+		into.facts = append(into.facts, s.fact)
+	}
 }
 
 // keptPast says whether bytes are kept where none can be.

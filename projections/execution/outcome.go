@@ -54,7 +54,7 @@ func (a *attempt) ending(heard uint64) ending {
 		return ending{StatusFailed, &no, enumWord(a.preparationFailed.data.GetReason().String(), "PREPARATION_FAILURE_REASON_", "preparation_failed")}
 	case a.missed(heard):
 		return ending{StatusLost, nil, "runner_lost"}
-	case a.ran() || a.sealed.set:
+	case a.ran() || a.sealed():
 		return ending{status: StatusRunning}
 	case a.prepared.set:
 		return ending{status: StatusPrepared}

@@ -73,15 +73,23 @@ type log[M proto.Message] struct {
 
 const maxLog = 64
 
-func (l *log[M]) join(f fact[M]) {
+func (l *log[M]) join(f fact[M]) { l.joinUpTo(f, maxLog) }
+
+// joinUpTo keeps the limit smallest facts. It is false when there was one more.
+func (l *log[M]) joinUpTo(f fact[M], limit int) bool {
 	i, found := slices.BinarySearchFunc(l.facts, f, fact[M].compare)
-	switch {
-	case found:
+	if found {
 		l.facts[i].at = earliest(l.facts[i].at, f.at)
-	case i < maxLog:
-		l.facts = slices.Insert(l.facts, i, f)
-		l.facts = l.facts[:min(len(l.facts), maxLog)]
+		return true
 	}
+	if i < limit {
+		l.facts = slices.Insert(l.facts, i, f)
+	} else {
+		return false
+	}
+	more := len(l.facts) > limit
+	l.facts = l.facts[:min(len(l.facts), limit)]
+	return !more
 }
 
 // earliest is the smaller time; zero is no time.

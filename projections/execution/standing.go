@@ -68,7 +68,7 @@ func (s *State) Standing() Standing {
 	_, out.Next = s.ending(a)
 	out.Prepared, out.Ran = a.prepared.set, a.ran()
 	out.Ended = a.exited.set || a.waitFailed.set || a.startFailed.set || a.preparationFailed.set && !a.ran()
-	out.Sealed = a.sealed.set || a.neverRan()
+	out.Sealed = a.sealed() || a.neverRan()
 	out.Lost = a.missed(s.heard(a.number))
 	out.RetryAt = timeOf(a.retry.data.GetNotBefore(), time.Time{})
 	out.StartBy = timeOf(a.prepared.data.GetStartBy(), time.Time{})

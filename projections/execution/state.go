@@ -157,7 +157,9 @@ func (s *State) fold(e events.Event, from origin, at time.Time, added bool) {
 		}
 		return
 	}
-	a.fold(e.Data, from, at, &s.waiting)
+	if !a.fold(e.Data, from, at, &s.waiting) {
+		s.limited = true
+	}
 }
 
 // attempt returns the attempt's state, nil when the attempt is not kept. Only the highest

@@ -87,12 +87,8 @@ func (f *follower) take(fact api.Fact) error {
 			f.termination = p.GetCause()
 		}
 	case *executionv1.OutputSealed:
-		f.sealed = map[string]uint64{}
 		for _, s := range p.GetStreams() {
-			f.sealed[events.StreamName(s.GetStream())] = s.GetCapturedBytes()
-			for _, r := range s.GetElided() {
-				f.elided = append(f.elided, gap{events.StreamName(s.GetStream()), r.GetStart(), r.GetEnd()})
-			}
+			f.seal(s)
 		}
 		return f.skipElided()
 	}
@@ -106,6 +102,22 @@ func (f *follower) follows(p *executionv1.RetryScheduled) {
 	}
 	why := strings.ToLower(strings.TrimPrefix(p.GetBecause().String(), "RETRY_ON_"))
 	fmt.Fprintf(f.notices, "verbatim: attempt %d: %s, attempt %d follows at %s\n", f.attempt, why, p.GetNextAttempt(), p.GetNotBefore().AsTime().Local().Format(time.TimeOnly))
+}
+
+// seal notes a stream's total and what was left out of it. The seal that comes after late bytes says all of it again.
+func (f *follower) seal(s *executionv1.StreamSeal) {
+	stream := events.StreamName(s.GetStream())
+	if total, sealed := f.sealed[stream]; sealed && total > s.GetCapturedBytes() {
+		return
+	}
+	if f.sealed == nil {
+		f.sealed = map[string]uint64{}
+	}
+	f.sealed[stream] = s.GetCapturedBytes()
+	f.elided = slices.DeleteFunc(f.elided, func(g gap) bool { return g.stream == stream })
+	for _, r := range s.GetElided() {
+		f.elided = append(f.elided, gap{stream, r.GetStart(), r.GetEnd()})
+	}
 }
 
 // skipElided lets what waits behind elided bytes go on.

@@ -224,3 +224,22 @@ func TestSizes(t *testing.T) {
 		}
 	}
 }
+
+// Bytes that came late are sealed once more, with everything that was left out before.
+func TestLateOutput(t *testing.T) {
+	t.Parallel()
+	first, last := seal(10), seal(20)
+	first.Streams[0].Elided = []*executionv1.ByteRange{{Start: 2, End: 8}}
+	last.Streams[0].Elided = []*executionv1.ByteRange{{Start: 2, End: 8}, {Start: 12, End: 18}}
+	facts := []api.Fact{
+		fact(t, 1, out(0, "ab")), fact(t, 1, out(8, "cd")), fact(t, 1, first),
+		fact(t, 1, out(10, "ef")), fact(t, 1, out(18, "gh")), fact(t, 1, last),
+	}
+	for range 100 {
+		stdout, _, f := follow(t, "", facts...)
+		if want := []gap{{"stdout", 2, 8}, {"stdout", 12, 18}}; stdout != "abcdefgh" || len(f.gaps) != 0 || !slices.Equal(f.leftOut, want) {
+			t.Fatalf("%q, gaps %v, left out %v", stdout, f.gaps, f.leftOut)
+		}
+		rand.Shuffle(len(facts), func(i, j int) { facts[i], facts[j] = facts[j], facts[i] })
+	}
+}
