@@ -53,6 +53,10 @@ type attempt struct {
 	journal    *journal.Journal
 	spool      *spool.Spool
 	complained bool // That the journal cannot be written.
+	attached   bool // The spool has the pipes.
+
+	// listens: the attempt is over but for what another process may write. hasEar: it is one of Config.Slots that may.
+	listens, hasEar bool
 
 	unackedMu sync.Mutex
 	unacked   []journal.Chunk
@@ -90,8 +94,8 @@ func (a *attempt) cancel(c cancellation) {
 }
 
 // run is the attempt's life from the claim to its last acknowledged fact. When life ends first, it kills the
-// process and leaves what is not acknowledged to the next start.
-func (a *attempt) run(life context.Context) {
+// process and leaves what is not acknowledged to the next start. It reports whether the attempt goes on being listened to (late.go).
+func (a *attempt) run(life context.Context) (listens bool) {
 	sealed := false
 	err := a.learnSecrets()
 	if err != nil && !a.startedBefore() {
@@ -107,7 +111,7 @@ func (a *attempt) run(life context.Context) {
 	if err != nil {
 		a.log.ErrorContext(life, "attempt cannot go on, it is left to the next start", "folder", a.folder, "error", err)
 		_ = a.journal.Close()
-		return
+		return false
 	}
 	sent := make(chan error, 1)
 	go func() { sent <- a.facts.Send(life) }()
@@ -116,13 +120,21 @@ func (a *attempt) run(life context.Context) {
 	}
 	a.facts.Close()
 	err = <-sent
-	a.runner.metrics.ended.WithLabelValues(a.outcome).Inc()
+	if !a.past.isLate() {
+		a.runner.metrics.ended.WithLabelValues(a.outcome).Inc()
+	}
 	if err != nil || !sealed {
 		a.log.WarnContext(life, "attempt is not over, its facts are kept and published at the next start", "folder", a.folder, "error", err)
 		_ = a.journal.Close()
-		return
+		return false
+	}
+	if a.listens {
+		a.log.InfoContext(life, "attempt is over, and another process still has its output, which is listened to", "outcome", a.outcome, "for", a.runner.config.LateTime)
+		_ = a.journal.Close()
+		return true
 	}
 	a.finish(life)
+	return false
 }
 
 // finish forgets everything but that the attempt was here.
@@ -136,14 +148,19 @@ func (a *attempt) finish(life context.Context) {
 	a.log.InfoContext(life, "attempt is over", "outcome", a.outcome)
 }
 
+// limit is how much of each stream is published, nil for everything.
+func (a *attempt) limit() *spool.Limit {
+	head, tail := events.HeadAndTail(a.spec.GetOutputLimit())
+	if head == math.MaxUint64 {
+		return nil
+	}
+	return &spool.Limit{Head: head, Tail: min(tail, events.MaxTailBytes)}
+}
+
 func (a *attempt) openSpool() (err error) {
 	c := a.runner.config
-	var limit *spool.Limit
-	if head, tail := events.HeadAndTail(a.spec.GetOutputLimit()); head != math.MaxUint64 {
-		limit = &spool.Limit{Head: head, Tail: min(tail, events.MaxTailBytes)}
-	}
 	a.spool, err = spool.Open(spool.Config{
-		ChunkBytes: c.ChunkBytes, FlushInterval: c.FlushInterval, LimitBytes: c.SpoolBytes, Limit: limit,
+		ChunkBytes: c.ChunkBytes, FlushInterval: c.FlushInterval, LimitBytes: c.SpoolBytes, Limit: a.limit(),
 		Preroll: uint64(a.masker.Reach()), Logger: a.log,
 	}, a.folder, a.past.streams[0].mark, a.past.streams[1].mark)
 	return err
@@ -174,7 +191,7 @@ func (a *attempt) live(life context.Context) bool {
 	a.outcome = "resumed" // Until something better is known.
 	if a.past.names["OutputSealed"] {
 		a.removeDirectory(life)
-		return true
+		return !a.past.isLate() || a.listen(life)
 	}
 	if a.past.names["StartFailed"] {
 		a.sealNothing()
@@ -198,7 +215,7 @@ func (a *attempt) live(life context.Context) bool {
 		a.runner.metrics.started.Inc()
 		a.processStarted(p.Record)
 	}
-	a.spool.Attach(p.Stdout, p.Stderr)
+	a.attach(p.Stdout, p.Stderr)
 	var writer sync.WaitGroup
 	if p.Stdin != nil {
 		writer.Go(func() { _ = a.guard("write stdin", func() { a.feed(p) }) })
@@ -214,7 +231,11 @@ func (a *attempt) live(life context.Context) bool {
 	<-drained
 	writer.Wait()
 	w.close()
-	p.Release() // The spool has everything: no supervisor is needed any more.
+	if a.listens = a.wantsLate(); a.listens {
+		p.Reap()
+	} else {
+		p.Release() // The spool has everything: no supervisor is needed any more.
+	}
 	a.removeDirectory(life)
 	if !<-said || !w.told {
 		return false
@@ -227,7 +248,7 @@ func (a *attempt) live(life context.Context) bool {
 // start, is all there is.
 func (a *attempt) liveWithout(life context.Context, gone *supervisor.GoneError) bool {
 	if gone.Stdout != nil {
-		a.spool.Attach(gone.Stdout, gone.Stderr)
+		a.attach(gone.Stdout, gone.Stderr)
 	}
 	drained, said := a.move(life)
 	if gone.Record != nil && !a.past.names["ProcessStarted"] {
@@ -327,10 +348,10 @@ func (a *attempt) read(life context.Context, stream executionv1.Stream) bool {
 	s := a.past.of(stream)
 	var failed *spool.ReadError
 	switch {
-	case readErr == nil:
-		return true
-	case errors.Is(readErr, spool.ErrHeld):
-		s.held = true
+	case readErr == nil, errors.Is(readErr, spool.ErrHeld):
+		if end, _ := a.spool.Ended(stream); a.attached { // Else nobody has looked.
+			s.held = end.Held
+		}
 		return true
 	case !errors.As(readErr, &failed):
 		a.log.WarnContext(life, "output stays in the pipe", "stream", events.StreamName(stream), "error", readErr)
@@ -354,7 +375,10 @@ func (a *attempt) read(life context.Context, stream executionv1.Stream) bool {
 	return true
 }
 
-func (a *attempt) seal() {
+func (a *attempt) seal() { a.fact(time.Now(), a.sealing()) }
+
+// sealing is the seal as far as both streams are known.
+func (a *attempt) sealing() *executionv1.OutputSealed {
 	var seals []*executionv1.StreamSeal
 	for _, id := range []executionv1.Stream{executionv1.Stream_STREAM_STDOUT, executionv1.Stream_STREAM_STDERR} {
 		s := a.past.of(id)
@@ -369,12 +393,12 @@ func (a *attempt) seal() {
 		if len(s.lost) == 0 {
 			seal.Sha256 = s.sum()
 		}
-		if s.held {
+		if s.held && !a.listens {
 			a.log.Warn("another process still holds the pipe, what it writes from now on is not kept", "stream", events.StreamName(id), "captured_bytes", captured)
 		}
 		seals = append(seals, seal)
 	}
-	a.fact(time.Now(), &executionv1.OutputSealed{Streams: seals})
+	return &executionv1.OutputSealed{Streams: seals}
 }
 
 // sealNothing seals the output of a process that never was.

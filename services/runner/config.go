@@ -35,6 +35,11 @@ type Config struct {
 	Grace time.Duration
 	// DrainTime is how long output is read after the process ended while another process holds the pipe. Default 5 s.
 	DrainTime time.Duration
+	// LateTime is how long, after that, output is still kept that such a process writes; of as many attempts at a time as there are
+	// slots. Default 1 h, less than 0 for none.
+	LateTime time.Duration
+	// LateBytes is how much such a process may write before it is not listened to any more, in bytes. Default 1 GiB.
+	LateBytes uint64
 	// FlushInterval is how old captured output gets before it is published: half of the 100 ms in which a line is to
 	// be in the log. Default 50 ms.
 	FlushInterval time.Duration
@@ -104,6 +109,12 @@ func (c Config) withDefaults() Config {
 	}
 	if c.DrainTime == 0 {
 		c.DrainTime = 5 * time.Second
+	}
+	if c.LateTime == 0 {
+		c.LateTime = time.Hour
+	}
+	if c.LateBytes == 0 {
+		c.LateBytes = 1 << 30
 	}
 	if c.FlushInterval == 0 {
 		c.FlushInterval = 50 * time.Millisecond

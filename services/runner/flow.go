@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"math"
 	"time"
 
 	"verbatim.dev/events"
@@ -112,8 +111,8 @@ func (f *flows) of(id executionv1.Stream) (*flow, error) {
 }
 
 func (a *attempt) newFlow(id executionv1.Stream) (*flow, error) {
-	f := &flow{a: a, id: id, past: a.past.of(id), head: math.MaxUint64}
-	f.head, _ = events.HeadAndTail(a.spec.GetOutputLimit())
+	f := &flow{a: a, id: id, past: a.past.of(id)}
+	f.head = a.limit().HeadFrom(f.past.mark.From)
 	f.done = f.past.mark.Cut
 	if a.masker.Empty() {
 		return f, nil
@@ -261,7 +260,11 @@ func (f *flow) elide(at uint64, data []byte) {
 // published returns bytes of a stream as they were published before.
 func (a *attempt) published(id executionv1.Stream, start, end uint64) ([]byte, error) {
 	reach := uint64(a.masker.Reach())
-	from, to := start-min(start, reach), max(end, min(end+reach, a.spool.Captured(id)))
+	there := a.spool.Captured(id)
+	if sealed := a.past.of(id).mark.From; end <= sealed {
+		there = sealed // What came late was not known then.
+	}
+	from, to := start-min(start, reach), max(end, min(end+reach, there))
 	data := make([]byte, to-from)
 	if err := a.spool.LoadInto(data, id, from); err != nil || a.masker.Empty() {
 		return data, err

@@ -35,6 +35,12 @@ type past struct {
 	begunAt time.Time
 	killed  bool
 
+	// sealed is the first seal, sealedAt when it was; over says that there was another one.
+	sealed   *executionv1.OutputSealed
+	sealedAt time.Time
+	over     bool
+	late     bool // A pipe was held at the first seal.
+
 	streams [2]streamPast
 }
 
@@ -194,6 +200,8 @@ func (p *past) addFact(f journal.Fact) error {
 	switch d := fact.(type) {
 	case *executionv1.OutputReadFailed:
 		p.of(d.GetStream()).unread = true
+	case *executionv1.OutputSealed:
+		p.addSeal(f.At, d)
 	case *executionv1.TerminationStarted:
 		if p.begun == nil {
 			p.begunAt = f.At

@@ -164,10 +164,10 @@ func (r *Runner) reopen(folder string) (*attempt, error) {
 // adopt lets an attempt go on.
 func (r *Runner) adopt(a *attempt) {
 	r.mu.Lock()
-	select {
-	case r.slots <- struct{}{}:
-		a.hasSlot = true
-	default: // More than there are slots now: it runs all the same.
+	if a.past.isLate() {
+		a.hasEar = take(r.ears)
+	} else {
+		a.hasSlot = take(r.slots) // More than there are slots now: it runs all the same.
 	}
 	if c, ok := r.cancels.get(a.work.Subject, time.Now()); ok {
 		a.cancel(c)
@@ -176,7 +176,7 @@ func (r *Runner) adopt(a *attempt) {
 	r.attempts[a.key] = a
 	a.claimed = true
 	r.busy.Add(1)
-	r.metrics.running.Inc()
+	r.count(a, 1)
 	r.mu.Unlock()
 	a.log.Info("attempt goes on after a restart", "facts", a.past.acked)
 	go r.run(a)

@@ -56,6 +56,7 @@ type Runner struct {
 	claim    Claim
 	metrics  *metrics
 	slots    chan struct{}
+	ears     chan struct{}       // As slots, for attempts that are only listened to.
 	key      *age.X25519Identity // For secrets.
 	fetches  chan struct{}       // One for each upload that is fetched.
 	cordoned atomic.Bool         // Somebody said that it takes no new attempts.
@@ -96,6 +97,7 @@ func New(c Config, p Publisher, claim Claim) (*Runner, error) {
 		config: c, publish: p, claim: claim,
 		producer: events.Producer{Name: "runner", Source: "/verbatim/runner/" + c.ID},
 		slots:    make(chan struct{}, c.Slots),
+		ears:     make(chan struct{}, c.Slots),
 		fetches:  make(chan struct{}, fetchesAtOnce),
 		attempts: make(map[string]*attempt),
 		known:    newRecent[struct{}](attemptAge, attemptLimit),
@@ -232,13 +234,47 @@ func (r *Runner) own(a *attempt, m *message.Message) error {
 	defer r.mu.Unlock()
 	r.known.add(a.key, struct{}{}, time.Now())
 	a.claimed = true
-	r.metrics.running.Inc()
+	r.count(a, 1)
 	return nil
 }
 
 func (r *Runner) run(a *attempt) {
-	defer r.dismiss(a)
-	a.run(r.life)
+	if !a.run(r.life) {
+		r.dismiss(a)
+		return
+	}
+	// From here on it is as if a former worker had left it.
+	late, err := r.reopen(a.folder)
+	if err != nil || late == nil {
+		a.log.Error("what comes late is left to the next start", "folder", a.folder, "error", err)
+		r.dismiss(a)
+		return
+	}
+	late.claimed, late.hasEar = true, true
+	r.mu.Lock()
+	r.attempts[a.key] = late
+	r.count(a, -1)
+	r.count(late, 1)
+	r.mu.Unlock()
+	if a.hasSlot {
+		<-r.slots
+	}
+	select {
+	case <-a.cancelled: // In the moment between.
+		late.cancel(a.why)
+	default:
+	}
+	late.run(r.life)
+	r.dismiss(late)
+}
+
+// count counts an attempt that is claimed.
+func (r *Runner) count(a *attempt, n float64) {
+	if a.past.isLate() {
+		r.metrics.late.Add(n)
+	} else {
+		r.metrics.running.Add(n)
+	}
 }
 
 // dismiss forgets an attempt and frees its slot.
@@ -246,11 +282,14 @@ func (r *Runner) dismiss(a *attempt) {
 	r.mu.Lock()
 	delete(r.attempts, a.key)
 	if a.claimed {
-		r.metrics.running.Dec()
+		r.count(a, -1)
 	}
 	r.mu.Unlock()
 	if a.hasSlot {
 		<-r.slots
+	}
+	if a.hasEar {
+		<-r.ears
 	}
 	r.busy.Done()
 }
@@ -271,13 +310,13 @@ func (r *Runner) Cancel(execution, requestedBy, reason string) {
 	}
 }
 
-// Running lists the attempts that are claimed and not over, by execution, each with the last number it gave out.
+// Running lists the attempts that are claimed and not over, without those that are only listened to, by execution, each with the last number it gave out.
 func (r *Runner) Running() []*executionv1.RunningAttempt {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	list := make([]*executionv1.RunningAttempt, 0, len(r.attempts))
 	for _, a := range r.attempts {
-		if a.claimed {
+		if a.claimed && !a.past.isLate() {
 			list = append(list, &executionv1.RunningAttempt{Execution: a.work.Subject, Attempt: a.work.Attempt, LastSequence: a.facts.Last()})
 		}
 	}

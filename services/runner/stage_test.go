@@ -139,7 +139,7 @@ func playWorker(data string) int {
 		return err
 	}
 	c := runner.Config{
-		ID: "r1", DataDir: data, Supervisor: client, Slots: 200, Grace: time.Second,
+		ID: "r1", DataDir: data, Supervisor: client, Slots: 200, Grace: time.Second, DrainTime: time.Second,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		Committed: func(_ context.Context, l journal.Launch) (bool, error) {
 			answer, err := work.call(wire{Kind: "committed", UUID: l.Execution})

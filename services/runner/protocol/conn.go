@@ -11,6 +11,7 @@
 //	                                     it was started by one that ended  ──► Gone
 //	Signal{attempt, signal}         ──►  signals the group                 ──► ok or error
 //	StdinDone{attempt}              ──►  closes its copy of the pipe
+//	Reap{attempt}                   ──►  reaps; keeps its copies of stdout and stderr, and the exit
 //	Release{attempt}                ──►  reaps, closes its copies, forgets
 //	Ready{}                         ──►  the worker takes work
 //	                                     the process ended                 ──► Exited{attempt, exit}
@@ -47,6 +48,7 @@ const (
 	Gone      Kind = "gone"
 	Signal    Kind = "signal"
 	StdinDone Kind = "stdin_done"
+	Reap      Kind = "reap"
 	Release   Kind = "release"
 	Ready     Kind = "ready"
 	Exited    Kind = "exited"

@@ -53,10 +53,18 @@ type End struct {
 	Broken bool
 }
 
+// HeadFrom is where the head ends of a stream of which the limit counts from an offset on; nil has no end.
+func (l *Limit) HeadFrom(offset uint64) uint64 {
+	if l == nil || l.Head > math.MaxUint64-offset {
+		return math.MaxUint64
+	}
+	return offset + l.Head
+}
+
 func (l *Limit) ends(m Mark, preroll uint64) ends {
 	e := ends{head: math.MaxUint64}
 	if l != nil {
-		e.head, e.tail = l.Head, l.Tail
+		e.head, e.tail = l.HeadFrom(m.From), l.Tail
 	}
 	e.dropped = max(m.Cut, e.head)
 	if e.dropPunched = e.head + preroll; e.dropPunched < e.head {

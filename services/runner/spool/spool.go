@@ -64,6 +64,8 @@ type Config struct {
 type Mark struct {
 	// Cut is the offset up to which everything was published or elided, Acked up to which it is in the log.
 	Cut, Acked uint64
+	// From is where a Limit begins to count: what is before it was published or elided under one of its own.
+	From uint64
 	// End, if not nil, is the stream's end: nothing is read any more.
 	End *End
 }

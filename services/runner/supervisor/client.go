@@ -283,11 +283,14 @@ func (p *Process) StdinDone() {
 
 // Release lets the supervisor reap the process and forget it.
 //
-// Calling it again does nothing.
-func (p *Process) Release() { p.release.Do(p.letGo) }
+// Calling it again, or after Reap, does nothing.
+func (p *Process) Release() { p.release.Do(func() { p.letGo(protocol.Release) }) }
 
-func (p *Process) letGo() {
-	if _, err := p.client.ask(protocol.Message{Kind: protocol.Release, Attempt: p.attempt}); err != nil {
+// Reap lets the supervisor reap the process, and keep the pipes: Start then gives them again.
+func (p *Process) Reap() { p.release.Do(func() { p.letGo(protocol.Reap) }) }
+
+func (p *Process) letGo(how protocol.Kind) {
+	if _, err := p.client.ask(protocol.Message{Kind: how, Attempt: p.attempt}); err != nil {
 		cgroup.Find(p.Groups).Remove() // Nobody else does it.
 	}
 	p.client.forget(p.attempt)

@@ -62,7 +62,8 @@ type held struct {
 	exit     *protocol.Exit
 	group    *cgroup.Group
 	folder   string
-	released chan struct{} // Closed when it is.
+	reaped   bool          // Only its pipes are kept: somebody else has them, too.
+	released chan struct{} // Closed when it is reaped or released.
 }
 
 // settleTime is how long an exit record may wait for the disk: a process that is released by then needs none.
@@ -147,6 +148,8 @@ func (h *Host) answer(m protocol.Message) (answer protocol.Message, after func()
 		return h.signal(m), after
 	case protocol.StdinDone:
 		h.stdinDone(m.Attempt)
+	case protocol.Reap:
+		h.reap(m.Attempt)
 	case protocol.Release:
 		h.release(m.Attempt)
 	case protocol.Ready:
@@ -393,7 +396,7 @@ func (h *Host) signal(m protocol.Message) protocol.Message {
 	p := h.held[m.Attempt]
 	h.mu.Unlock()
 	answer := protocol.Message{Kind: protocol.Done}
-	if p == nil {
+	if p == nil || p.isReaped(h) {
 		answer.Kind = protocol.Gone
 		return answer
 	}
@@ -427,7 +430,7 @@ func (h *Host) stdinDone(attempt string) {
 
 // release lets go of a process: it is reaped when it has ended.
 func (h *Host) release(attempt string) {
-	h.stdinDone(attempt)
+	h.reap(attempt)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	p := h.held[attempt]
@@ -435,13 +438,31 @@ func (h *Host) release(attempt string) {
 		return
 	}
 	delete(h.held, attempt)
-	close(p.released)
 	_, _ = p.process.Stdout.Close(), p.process.Stderr.Close()
+	close(h.changed)
+	h.changed = make(chan struct{})
+}
+
+// reap lets go of a process, and keeps the pipes that it left to others. From here on its number may be anybody's.
+func (h *Host) reap(attempt string) {
+	h.stdinDone(attempt)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	p := h.held[attempt]
+	if p == nil || p.reaped {
+		return
+	}
+	p.reaped = true
+	close(p.released)
 	p.process.Release()
 	p.group.Remove()
 	h.family.leave(p.process.PID)
-	close(h.changed)
-	h.changed = make(chan struct{})
+}
+
+func (p *held) isReaped(h *Host) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return p.reaped
 }
 
 // Idle returns a channel that is closed when there was no process for a moment.
@@ -467,13 +488,15 @@ func (h *Host) Close() {
 	h.mu.Lock()
 	var left []string
 	for attempt, p := range h.held {
-		_ = p.process.SignalGroup(syscall.SIGKILL)
-		_ = p.group.Kill()
+		if !p.reaped {
+			_ = p.process.SignalGroup(syscall.SIGKILL)
+			_ = p.group.Kill()
+			h.logger.Warn("process is killed, since its runner is over", "attempt", attempt)
+		}
 		left = append(left, attempt)
 	}
 	h.mu.Unlock()
 	for _, attempt := range left {
-		h.logger.Warn("process is killed, since its runner is over", "attempt", attempt)
 		h.release(attempt)
 	}
 	h.waits.Wait()

@@ -44,6 +44,7 @@ type heldState struct {
 	Exit     *protocol.Exit  `json:"exit,omitempty"`
 	Gone     bool            `json:"gone,omitempty"`
 	Killed   bool            `json:"killed,omitempty"` // The control group.
+	Reaped   bool            `json:"reaped,omitempty"`
 	Stdin    int             `json:"stdin"`
 	Stdout   int             `json:"stdout"`
 	Stderr   int             `json:"stderr"`
@@ -70,7 +71,7 @@ func (r *run) renew(ctx context.Context) error {
 	defer k.giveBack()
 	for attempt, p := range h.held {
 		s.Held = append(s.Held, heldState{
-			Attempt: attempt, Folder: p.folder, Record: p.record, Exit: p.exit, Gone: p.process.Gone(), Killed: p.group.Killed(),
+			Attempt: attempt, Folder: p.folder, Record: p.record, Exit: p.exit, Gone: p.process.Gone(), Killed: p.group.Killed(), Reaped: p.reaped,
 			Stdin: k.keep(p.stdinPipe()), Stdout: k.keep(p.process.Stdout), Stderr: k.keep(p.process.Stderr), Document: k.keep(p.document),
 		})
 	}
@@ -179,8 +180,12 @@ func (h *Host) restore(f *os.File) error {
 	for _, one := range s.Held {
 		p := process.Adopt(one.Record.PID, one.Record.StartedAt, one.Gone, kept(one.Stdin), kept(one.Stdout), kept(one.Stderr))
 		e := &held{released: make(chan struct{}), process: p, record: one.Record, document: kept(one.Document), exit: one.Exit, folder: one.Folder}
-		e.group = h.groups.Adopt(cgroup.Find(one.Record.Groups), one.Killed)
 		h.held[one.Attempt] = e
+		if e.reaped = one.Reaped; one.Reaped {
+			close(e.released)
+			continue
+		}
+		e.group = h.groups.Adopt(cgroup.Find(one.Record.Groups), one.Killed)
 		h.family.enter(p.PID)
 		if one.Exit == nil {
 			h.waits.Go(func() { h.wait(one.Attempt, one.Folder, e) })

@@ -118,7 +118,7 @@ func (h *Host) groupIsHeld(name string) bool {
 	defer h.mu.Unlock()
 	for _, p := range h.held {
 		for _, folder := range p.record.Groups {
-			if filepath.Base(folder) == name {
+			if !p.reaped && filepath.Base(folder) == name {
 				return true
 			}
 		}
