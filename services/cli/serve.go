@@ -98,6 +98,7 @@ type runnerFlags struct {
 	Slots      int           `default:"64" env:"VERBATIM_SLOTS" help:"How many processes run at the same time."`
 	Grace      time.Duration `default:"10s" env:"VERBATIM_GRACE" help:"Time between TERM and KILL, where a request does not say."`
 	SpoolLimit size          `default:"256MiB" env:"VERBATIM_SPOOL_LIMIT" placeholder:"SIZE" help:"How much output of one stream may lie on the disk and wait to be published; then the process has to wait."`
+	LateOutput time.Duration `default:"1h" env:"VERBATIM_LATE_OUTPUT" help:"How long output is still kept that a process which was left behind writes after the end; 0 is not at all."`
 	DataDir    string        `kong:"-"`
 }
 
@@ -111,7 +112,10 @@ func (f runnerFlags) config(b wiring.Base) (runner.Config, error) {
 	}
 	c := runner.Config{
 		ID: f.ID, Host: host, Version: version(), DataDir: filepath.Join(f.DataDir, "runner-"+f.ID), Slots: f.Slots, Grace: f.Grace, SpoolBytes: uint64(f.SpoolLimit),
-		Logger: b.Logger, Registry: b.Registry,
+		LateTime: f.LateOutput, Logger: b.Logger, Registry: b.Registry,
+	}
+	if f.LateOutput == 0 {
+		c.LateTime = -1
 	}
 	return c, c.Validate()
 }

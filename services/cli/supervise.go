@@ -173,6 +173,6 @@ func (c *upCommand) runner(b wiring.Base) lifecycle.Service {
 	// What the environment says about other brokers is not for this one.
 	return &wiring.RunnerProcess{Base: b, Family: c.family, Environment: without(os.Environ(), "VERBATIM_"), Arguments: []string{
 		"runner", "--kafka", strings.Join(b.Kafka.Brokers, ","), "--topic-prefix=" + b.Kafka.TopicPrefix, "--data", c.Data, "--runner-id", c.runnerFlags.ID,
-		"--slots", strconv.Itoa(c.Slots), "--grace", c.Grace.String(), "--spool-limit", strconv.FormatUint(uint64(c.SpoolLimit), 10), "--log-level", c.log.Level, "--log-format", c.log.Format,
+		"--slots", strconv.Itoa(c.Slots), "--grace", c.Grace.String(), "--late-output", c.LateOutput.String(), "--spool-limit", strconv.FormatUint(uint64(c.SpoolLimit), 10), "--log-level", c.log.Level, "--log-format", c.log.Format,
 	}}
 }

@@ -8,8 +8,9 @@
 //	                                                        OutputChunk … ─┤   └ ProcessExited | WaitFailed
 //	                                                  TerminationStarted … ┘
 //
-// Every attempt that is claimed here ends with exactly one OutputSealed, which is its last fact; before it
-// stands exactly one of StartFailed, ProcessExited and WaitFailed. No failure replaces what was seen:
+// Every attempt that is claimed here ends with an OutputSealed; before it stands exactly one of StartFailed, ProcessExited
+// and WaitFailed. Behind it comes only what another process wrote later, with a second OutputSealed (late.go). No failure replaces
+// what was seen:
 //
 //   - wait fails: WaitFailed, and output goes on up to its end;
 //   - stdin is not taken whole: StdinWriteFailed, which ends nothing;
@@ -17,7 +18,7 @@
 //     counted, so that the process goes on and the seal lists the exact range; the other stream goes on as ever;
 //   - a disk is full: the process waits in write(2) until there is room;
 //   - a stream is longer than its limit: head and tail are published, the middle is counted and digested (flow.go);
-//   - another process holds a pipe after the end: drained for Config.DrainTime, sealed as still held;
+//   - another process holds a pipe after the end: drained for Config.DrainTime, sealed as still held, and listened to;
 //   - the log is away: output waits in the spool, which is bounded, and then the process in write(2). Publishing is tried again until
 //     Stop's context ends; what is then not acknowledged is published by the next runner on the same data folder;
 //   - a panic in an attempt ends that attempt alone: its group is killed, since nobody watches it any
@@ -34,6 +35,7 @@
 //	while the process runs        gets pipes, stdin document and exit from the supervisor, goes on at the end of the spool, and
 //	                              publishes again, with the same numbers and bytes, what was not acknowledged
 //	after the end                 publishes the rest and seals
+//	listening                     gets the pipes from the supervisor and listens on
 //
 // The claim is committed before the process starts, so an attempt starts at most once. A Prepared that comes again (a producer's
 // resend, a rebalance) finds its attempt known, also after a restart, and is only claimed. When the supervisor is gone
