@@ -262,7 +262,8 @@ func (x *OutputReadFailed) GetCause() string {
 	return ""
 }
 
-// OutputSealed closes an attempt's output. It is the runner's last fact unless bytes come late.
+// OutputSealed closes an attempt's output. It is the runner's last fact unless bytes come late, from another process that still
+// had a pipe: then there is a second one, which states everything anew, from the first byte on.
 type OutputSealed struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// One per stream; a stream without bytes is listed too.
