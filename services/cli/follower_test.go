@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -241,5 +242,22 @@ func TestLateOutput(t *testing.T) {
 			t.Fatalf("%q, gaps %v, left out %v", stdout, f.gaps, f.leftOut)
 		}
 		rand.Shuffle(len(facts), func(i, j int) { facts[i], facts[j] = facts[j], facts[i] })
+	}
+}
+
+func TestRetryFlags(t *testing.T) {
+	t.Parallel()
+	second := time.Second
+	for want, c := range map[string]runCommand{
+		"<nil> <nil>":                                        {},
+		"&{2 [failed timeout]  } <nil>":                      {Retries: 2},
+		"&{1 [lost] 1s 1s} <nil>":                            {Retries: 1, RetryOn: []string{"lost"}, RetryBackoff: &second, RetryMaxBackoff: &second},
+		"<nil> --retries is 101, it is from 0 to 100":        {Retries: 101},
+		"<nil> --retry-on and the backoffs need --retries N": {RetryBackoff: &second},
+	} {
+		r, err := c.retry()
+		if got := fmt.Sprint(r, err); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"verbatim.dev/events"
 	"verbatim.dev/events/codec"
@@ -325,5 +326,26 @@ func TestConfigurationIsChecked(t *testing.T) {
 	}
 	if _, err := runner.New(runner.Config{ID: "r1", DataDir: t.TempDir()}, nil, nil); err == nil {
 		t.Error("a runner without publisher and claim")
+	}
+}
+
+// What was to be started by a time that has passed is not started: others have said that it failed.
+func TestStartExpired(t *testing.T) {
+	t.Parallel()
+	f := newRunner(t, nil)
+	for late, want := range map[time.Duration]bool{time.Hour: true, -time.Second: false} {
+		spec := shell("echo x")
+		spec.StartBy = timestamppb.New(time.Now().Add(late))
+		s := f.log.tell(t, f.start(t, spec))
+		if started := len(all[*executionv1.ProcessStarted](s)) == 1; started != want {
+			t.Errorf("%s before its time it was started: %v", late, started)
+		}
+		if want {
+			continue
+		}
+		if d := one[*executionv1.StartFailed](t, s); d.GetReason() != executionv1.StartFailureReason_START_FAILURE_REASON_EXPIRED {
+			t.Errorf("%v", d)
+		}
+		one[*executionv1.OutputSealed](t, s)
 	}
 }

@@ -9,6 +9,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"verbatim.dev/events"
+	"verbatim.dev/events/codec"
+	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
+	"verbatim.dev/projections/execution"
 	"verbatim.dev/services/gateway/tail"
 )
 
@@ -99,6 +103,63 @@ func TestARetryGoesOn(t *testing.T) {
 	m.archive(3)
 	m.append(s.chunk(), s.seal())
 	got, err := sequences(t, s.id, m.hub(t).Follow(t.Context(), tail.Request{ID: s.id, After: begin}))
+	want(t, got, err, 1, 5)
+}
+
+// A tail goes on while the policy asks for another attempt, also one that begins after the policy, and ends when a cancel ends that.
+func TestAPolicyIsFollowed(t *testing.T) {
+	t.Parallel()
+	asked := &executionv1.ExecutionRequested{Retry: &executionv1.RetryPolicy{Retries: 1, RetryOn: []executionv1.RetryOn{executionv1.RetryOn_RETRY_ON_FAILED}}}
+	failed := &executionv1.ProcessExited{Status: &executionv1.ProcessExited_ExitCode{ExitCode: 1}}
+	for _, cancelled := range []bool{false, true} {
+		m, s := newMemory(), newStory(t)
+		s.attempt = 0
+		m.append(s.record(asked))
+		s.attempt = 1
+		m.append(s.chunk(), s.record(failed), s.seal())
+		var last uint64
+		known := execution.New(s.id)
+		for _, r := range m.records {
+			e, err := codec.Decode(r.Headers, r.Value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			known.Apply(e, r.Time)
+		}
+		if s.attempt = 2; cancelled {
+			s.attempt = 0
+			m.append(s.record(&executionv1.CancelRequested{}))
+			last = 5
+		} else {
+			m.append(s.chunk(), s.record(failed), s.seal())
+			last = 7
+		}
+		got, err := sequences(t, s.id, m.hub(t).Follow(t.Context(), tail.Request{ID: s.id, After: begin}))
+		want(t, got, err, 1, last)
+		got, err = sequences(t, s.id, m.hub(t).Follow(t.Context(), tail.Request{ID: s.id, After: 3, Known: known}))
+		want(t, got, err, 5, last)
+	}
+}
+
+// A runner that was lost ends the tail; one that came back meanwhile does not.
+func TestALostRunnerEndsATail(t *testing.T) {
+	t.Parallel()
+	m, s := newMemory(), newStory(t)
+	m.append(s.chunk(), s.chunk())
+	gone, err := events.Producer{Name: "watchdog", Source: "/verbatim/watchdog"}.Event(s.id, 1, 3, time.Now(), &executionv1.RunnerLost{LastSequence: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	headers, value, err := codec.Encode(gone)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.append(tail.Record{Key: []byte(s.id), Headers: headers, Value: value, Time: time.Now()})
+	got, err := sequences(t, s.id, m.hub(t).Follow(t.Context(), tail.Request{ID: s.id, After: begin}))
+	want(t, got, err, 1, 3)
+	s.sequence = 3
+	m.append(s.chunk(), s.seal())
+	got, err = sequences(t, s.id, m.hub(t).Follow(t.Context(), tail.Request{ID: s.id, After: begin}))
 	want(t, got, err, 1, 5)
 }
 
