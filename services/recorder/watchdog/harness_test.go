@@ -211,7 +211,7 @@ func (s *theatre) watch(archiving bool, change ...func(*Config)) *Watchdog {
 	return w
 }
 
-// record archives facts as a recorder does, and tells the watchdog.
+// record archives facts as a recorder does, and tells the watchdog. They are received by the test's clock: however slow the machine is.
 func (s *theatre) record(w *Watchdog) {
 	s.Helper()
 	owned := make(chan struct{}, 100)
@@ -228,7 +228,7 @@ func (s *theatre) record(w *Watchdog) {
 		for m := range in {
 			at, _ := kafka.PositionFromContext(m.Context())
 			if e, err := codec.FromMessage(m); err == nil {
-				f := clickhouse.ArchivedEvent{Event: e, Topic: at.Topic, Partition: at.Partition, Offset: at.Offset, ReceivedAt: at.Time}
+				f := clickhouse.ArchivedEvent{Event: e, Topic: at.Topic, Partition: at.Partition, Offset: at.Offset, ReceivedAt: s.clock.Now()}
 				s.archive.add(f)
 				w.Observe([]clickhouse.ArchivedEvent{f})
 			}
