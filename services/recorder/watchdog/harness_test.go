@@ -151,7 +151,6 @@ type theatre struct {
 	clock     *clock
 	archive   *archive
 	next      map[string]uint64
-	recorders int
 }
 
 func open(t *testing.T) *theatre {
