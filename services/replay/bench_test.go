@@ -106,11 +106,11 @@ func (b *bench) fill(h shape, from, to int, archive bool) int {
 	must(b.t, err)
 	defer store.Close()
 	facts := 0
+	var archived []clickhouse.ArchivedEvent
 	for n := from; n < to; n++ {
 		es := h.tell(b.t, n)
 		facts += len(es)
 		var msgs []*message.Message
-		var archived []clickhouse.ArchivedEvent
 		for i, e := range es {
 			m, err := codec.ToMessage(e)
 			must(b.t, err)
@@ -118,9 +118,13 @@ func (b *bench) fill(h shape, from, to int, archive bool) int {
 			archived = append(archived, clickhouse.ArchivedEvent{Event: e, Topic: events.TopicExecutions, Offset: int64(n*100_000 + i), ReceivedAt: begun})
 		}
 		if archive {
-			must(b.t, store.InsertEvents(b.t.Context(), archived))
+			if len(archived) >= 4000 || n == to-1 { // As the recorder does: a part for each execution would be merged for long.
+				must(b.t, store.InsertEvents(b.t.Context(), archived))
+				archived = archived[:0]
+			}
 			continue
 		}
+		archived = archived[:0]
 		must(b.t, p.Publish(events.TopicExecutions, msgs...))
 	}
 	must(b.t, p.Close())
@@ -128,6 +132,7 @@ func (b *bench) fill(h shape, from, to int, archive bool) int {
 }
 
 func TestBenchLogToRow(t *testing.T) {
+	fmt.Println("machine     ", machine())
 	for _, h := range shapes() {
 		t.Run(h.name, func(t *testing.T) {
 			b := newBench(t)
@@ -223,11 +228,11 @@ func TestBenchReplay(t *testing.T) {
 	t.Cleanup(func() { must(t, store.Close()) })
 	into, err := store.Shadow("bench")
 	must(t, err)
-	run := func() time.Duration {
-		began := time.Now()
-		_, err := replay.Run(t.Context(), replay.Config{Source: replay.Archive(store, replay.Filter{}), Store: store, Into: into, Logger: b.base.Logger})
-		must(t, err)
-		return time.Since(began)
+	run := func() spent {
+		return cost(func() {
+			_, err := replay.Run(t.Context(), replay.Config{Source: replay.Archive(store, replay.Filter{}), Store: store, Into: into, Logger: b.base.Logger})
+			must(t, err)
+		})
 	}
 	small := b.fill(shapes()[0], 0, n, true)
 	run() // warms up
@@ -235,8 +240,11 @@ func TestBenchReplay(t *testing.T) {
 	onceHeap := heap()
 	large := small + b.fill(shapes()[0], n, 10*n, true)
 	ten := run()
-	fmt.Printf("replay       %d events %.2f s (%.0f events/s, heap %d MiB)   %d events %.2f s (%.0f events/s, heap %d MiB)   ratio %.1f\n",
-		small, once.Seconds(), float64(small)/once.Seconds(), onceHeap, large, ten.Seconds(), float64(large)/ten.Seconds(), heap(), ten.Seconds()/once.Seconds())
+	line := func(events int, s spent, heap uint64) string {
+		return fmt.Sprintf("%d events %.2f s (%.0f events/s, %.1f µs of CPU each, heap %d MiB)", events, s.wall.Seconds(), float64(events)/s.wall.Seconds(), s.cpu.Seconds()*1e6/float64(events), heap)
+	}
+	fmt.Printf("replay       %s   %s   ratio %.1f of the clock, %.1f of CPU\n",
+		line(small, once, onceHeap), line(large, ten, heap()), ten.wall.Seconds()/once.wall.Seconds(), ten.cpu.Seconds()/once.cpu.Seconds())
 }
 
 func TestBenchViews(t *testing.T) {
@@ -281,7 +289,21 @@ FROM numbers(%d)`, day, day, rows/days))
 	}
 	var total uint64
 	must(t, db.QueryRowContext(t.Context(), "SELECT count() FROM executions").Scan(&total))
-	fmt.Printf("view         over %d rows in %d days, %d cores\n", total, days, runtime.NumCPU())
+	fmt.Printf("view         over %d rows in %d days, on %s\n", total, days, machine())
+}
+
+// machine is what this runs on, and how busy it was: the numbers are worth as much as that.
+func machine() string {
+	model, load := "unknown processor", "unknown"
+	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		if _, rest, ok := strings.Cut(string(text), "model name\t: "); ok {
+			model, _, _ = strings.Cut(rest, "\n")
+		}
+	}
+	if text, err := os.ReadFile("/proc/loadavg"); err == nil {
+		load, _, _ = strings.Cut(string(text), " ")
+	}
+	return fmt.Sprintf("%d cores of %s, load %s", runtime.NumCPU(), model, load)
 }
 
 func drain(t *testing.T, db *sql.DB, query string) {
