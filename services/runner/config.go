@@ -15,6 +15,7 @@ import (
 	"verbatim.dev/events"
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
 	"verbatim.dev/services/runner/journal"
+	"verbatim.dev/services/runner/outbox"
 	"verbatim.dev/services/runner/supervisor"
 )
 
@@ -66,7 +67,7 @@ type Config struct {
 
 // outboxBytes bounds what one attempt keeps in memory while the log does not acknowledge. Two batches of
 // the outbox: one under way and one gathering.
-const outboxBytes = 2 << 20
+const outboxBytes = 2 * outbox.BatchBytes
 
 var idForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
 

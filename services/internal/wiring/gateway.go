@@ -54,7 +54,7 @@ func (f *Front) start(ctx context.Context) (err error) {
 	if f.admin, err = kafka.NewAdmin(f.Kafka); err != nil {
 		return err
 	}
-	if f.publisher, err = newPublisher(f.Kafka); err != nil {
+	if f.publisher, err = newPublisher(f.Kafka, kafka.PublisherOptions{}); err != nil {
 		return err
 	}
 	known := fleet.New()
@@ -101,7 +101,8 @@ func (f *Front) close() error {
 }
 
 // newPublisher returns a publisher that takes the largest record the topics admit.
-func newPublisher(c kafka.Config) (*kafka.Publisher, error) {
+func newPublisher(c kafka.Config, o kafka.PublisherOptions) (*kafka.Publisher, error) {
 	const batchOverhead = 64 << 10
-	return kafka.NewPublisher(c, kafka.PublisherOptions{MaxMessageBytes: events.MaxRecordBytes - batchOverhead})
+	o.MaxMessageBytes = events.MaxRecordBytes - batchOverhead
+	return kafka.NewPublisher(c, o)
 }

@@ -37,6 +37,8 @@ type node struct {
 	name string
 	// open builds the consumers when the publisher stands.
 	open func(ctx context.Context, p *kafka.Publisher) ([]consumer, error)
+	// publishing tunes the publisher.
+	publishing kafka.PublisherOptions
 	// release, if not nil, makes handlers that wait for something give up. It is called when they had
 	// handlerDrain to finish.
 	release func()
@@ -93,7 +95,7 @@ func (n *node) Start(ctx context.Context) error {
 		return err
 	}
 	var err error
-	if n.publisher, err = newPublisher(n.Kafka); err != nil {
+	if n.publisher, err = newPublisher(n.Kafka, n.publishing); err != nil {
 		return err
 	}
 	if err := n.start(ctx); err != nil {

@@ -19,6 +19,7 @@ import (
 	"verbatim.dev/services/recorder"
 	"verbatim.dev/services/recorder/watchdog"
 	"verbatim.dev/services/runner"
+	"verbatim.dev/services/runner/outbox"
 )
 
 // In-flight messages per partition. Sinks gather them into batches; in the recorder each waits in a goroutine of its own, and
@@ -123,6 +124,8 @@ func Runner(b Base, c runner.Config) lifecycle.Service { return runnerNode(b, c)
 // runnerNode returns the runner.
 func runnerNode(b Base, c runner.Config) *node {
 	n := &node{Base: b, name: "runner"}
+	// Each attempt gathers while its last call is under way (package outbox). Lingering would only be added to every one.
+	n.publishing = kafka.PublisherOptions{Linger: -1, BatchBytes: outbox.BatchBytes}
 	c.Committed, c.Upload = committed(b, c.ID), upload(b)
 	n.open = func(ctx context.Context, p *kafka.Publisher) ([]consumer, error) {
 		r, err := openRunner(ctx, b, c, p)

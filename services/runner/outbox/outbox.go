@@ -31,11 +31,11 @@ import (
 	"verbatim.dev/events/codec"
 )
 
-// Bounds of one publish call. The bytes are about what a Kafka producer puts into one request.
-const (
-	batchBytes    = 1 << 20
-	batchMessages = 500
-)
+// BatchBytes bounds the payloads of one publish call: what a Kafka producer puts into one request, and what is counted for each
+// message on top of its payload, so that chunks of 256 KiB fill it.
+const BatchBytes = 1<<20 + 64<<10
+
+const batchMessages = 500
 
 // overheadBytes is counted for each message on top of its payload: headers, ids, bookkeeping.
 const overheadBytes = 1 << 10
@@ -218,7 +218,7 @@ func (o *Outbox) next(ctx context.Context) ([]*message.Message, error) {
 
 func (o *Outbox) take() []*message.Message {
 	n, bytes := 0, 0
-	for n < len(o.queue) && n < batchMessages && (n == 0 || bytes+cost(o.queue[n]) <= batchBytes) {
+	for n < len(o.queue) && n < batchMessages && (n == 0 || bytes+cost(o.queue[n]) <= BatchBytes) {
 		bytes += cost(o.queue[n])
 		n++
 	}
