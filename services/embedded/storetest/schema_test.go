@@ -212,12 +212,10 @@ func TestDefinitionsForAClusterParse(t *testing.T) {
 			continue
 		}
 		statements++
-		rows, err := db.QueryContext(t.Context(), "EXPLAIN AST "+statement)
-		if err != nil {
+		var first string
+		if err := db.QueryRowContext(t.Context(), "EXPLAIN AST "+statement).Scan(&first); err != nil {
 			t.Errorf("%v:\n%s", err, statement)
-			continue
 		}
-		must(t, rows.Close())
 	}
 	if statements < 20 {
 		t.Errorf("only %d statements were found", statements)
