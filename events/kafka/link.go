@@ -66,6 +66,19 @@ func (l *link) RoundTrip(ctx context.Context, addr net.Addr, req kafkago.Request
 	if err != nil {
 		return nil, err
 	}
+	return l.through(ctx, t, addr, req)
+}
+
+// through sends the request. When the transport was replaced meanwhile, perhaps before it had connected at all, nobody
+// else would release what this request makes it hold: connections, and a goroutine that asks for metadata.
+func (l *link) through(ctx context.Context, t *kafkago.Transport, addr net.Addr, req kafkago.Request) (kafkago.Response, error) {
+	defer func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.closed || l.transport != t {
+			t.CloseIdleConnections()
+		}
+	}()
 	return t.RoundTrip(ctx, addr, req)
 }
 
