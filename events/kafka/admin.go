@@ -102,20 +102,34 @@ func (a *Admin) create(ctx context.Context, topics []Topic) error {
 	if len(req.Topics) == 0 {
 		return nil
 	}
-	res, err := a.link.client.CreateTopics(ctx, req)
-	if err != nil {
-		return fmt.Errorf("create topics: %w", err)
-	}
-	var errs []error
-	for _, name := range slices.Sorted(maps.Keys(res.Errors)) {
-		if err := res.Errors[name]; err != nil && !errors.Is(err, kafkago.TopicAlreadyExists) {
-			errs = append(errs, fmt.Errorf("create topic %s: %w", name, err))
-		}
-	}
-	if len(errs) > 0 {
-		return errors.Join(errs...)
+	if err := a.request(ctx, req); err != nil {
+		return err
 	}
 	return a.visible(ctx, topics)
+}
+
+// request asks for the topics until ctx ends: a broker that makes many may take longer than one request may.
+func (a *Admin) request(ctx context.Context, req *kafkago.CreateTopicsRequest) error {
+	for wait := (pause{}); ; {
+		res, err := a.link.client.CreateTopics(ctx, req)
+		if err != nil {
+			if retriable(err) && wait.sleep(ctx) {
+				continue
+			}
+			return fmt.Errorf("create topics: %w", err)
+		}
+		var errs []error
+		for _, name := range slices.Sorted(maps.Keys(res.Errors)) {
+			err := res.Errors[name]
+			switch {
+			case err == nil, errors.Is(err, kafkago.TopicAlreadyExists):
+			case errors.Is(err, kafkago.RequestTimedOut): // it is being made
+			default:
+				errs = append(errs, fmt.Errorf("create topic %s: %w", name, err))
+			}
+		}
+		return errors.Join(errs...)
+	}
 }
 
 // visible waits until the topics, which were just created, can be seen.

@@ -369,8 +369,8 @@ func TestBrokerRestartsInTheMiddle(t *testing.T) {
 	writers.Wait()
 }
 
+// Not parallel: the others would be measured too.
 func TestFirstMessageOfAFreshGroupIsFast(t *testing.T) {
-	t.Parallel()
 	b := startBroker(t)
 	topic := b.topic(t, 12)
 	fill(t, b.config(), topic, 1)
