@@ -50,9 +50,16 @@ func (p *partition) prepare() *handover {
 	}
 	h := newHandover()
 	h.deliveries = make([]*delivery, n)
-	slab := make([]delivery, n)
+	var slab []delivery
+	if !p.sub.subscriber.options.OwnRecords {
+		slab = make([]delivery, n)
+	}
 	for i, r := range p.pending[:n] {
-		h.deliveries[i] = slab[i].make(p, r)
+		d := new(delivery) // By itself, so that one that is in flight for long keeps no others.
+		if slab != nil {
+			d = &slab[i]
+		}
+		h.deliveries[i] = d.make(p, r)
 	}
 	return h
 }

@@ -141,7 +141,8 @@ func (p *partition) deliver(owned context.Context) bool {
 			next = nil
 		case <-handed:
 			p.handing = nil
-		case p.pending = <-fetched:
+		case records := <-fetched:
+			p.pending = p.keep(records)
 		case <-acked:
 			p.acknowledge(headOffset, head)
 			p.sweepHead()
@@ -166,6 +167,17 @@ func (p *partition) deliver(owned context.Context) bool {
 			return true
 		}
 	}
+}
+
+// keep gives records memory of their own, when that was asked for.
+func (p *partition) keep(records []*Record) []*Record {
+	if p.sub.subscriber.options.OwnRecords {
+		for i, r := range records {
+			own := r.own()
+			records[i] = &own
+		}
+	}
+	return records
 }
 
 // prepareAgain makes a run of what was put back, once the partition has rested.

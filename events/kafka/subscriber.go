@@ -52,6 +52,9 @@ type SubscriberOptions struct {
 	SessionTimeout time.Duration
 	// FetchBytes bounds one fetched response per partition. Three such responses may be in memory.
 	FetchBytes int
+	// OwnRecords gives every message memory of its own, at the cost of a copy. Otherwise a message that is in flight for long keeps all that were
+	// written together with it in memory, which may be some MiB.
+	OwnRecords bool
 	// InitPartitions is the partition count of topics made by SubscribeInitialize. Default 1.
 	InitPartitions int
 }

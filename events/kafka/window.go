@@ -61,6 +61,8 @@ func (w *window[T]) ack(offset int64) bool {
 		return false
 	}
 	s.state = acknowledged
+	var none T
+	s.item = none // A record that is settled is not held in memory until those before it are.
 	n := 0
 	for n < len(w.slots) && w.slots[n].state == acknowledged {
 		w.done = w.slots[n].offset + 1

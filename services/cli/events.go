@@ -102,6 +102,19 @@ func summary(f api.Fact) string {
 			}
 		}
 		return strings.Join(parts, ", ")
+	case "OutputRecorded":
+		var parts []string
+		artifacts, _ := members["artifacts"].([]any)
+		for _, v := range artifacts {
+			if a, ok := v.(map[string]any); ok {
+				part := fmt.Sprint(a["uri"])
+				if a["digestCheck"] == "DIGEST_CHECK_MISMATCH" {
+					part += " (digest differs)"
+				}
+				parts = append(parts, part)
+			}
+		}
+		return strings.Join(parts, ", ")
 	default:
 		if m := text("message"); m != "" {
 			return cut(m, 80)

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"time"
 
 	clickhousestore "verbatim.dev/projections/clickhouse"
+	"verbatim.dev/services/artifact"
 	"verbatim.dev/services/gateway"
 	"verbatim.dev/services/internal/lifecycle"
 	"verbatim.dev/services/internal/telemetry"
@@ -45,6 +47,37 @@ func (f retentionFlags) Validate() error {
 		return fmt.Errorf("--keep-log is %s, it must be at least 1s: what a service has not read by then is gone", *f.KeepLog)
 	}
 	return f.retention().Validate()
+}
+
+// artifactFlags say where artifacts are kept.
+type artifactFlags struct {
+	Artifacts string `env:"VERBATIM_ARTIFACTS" placeholder:"URL" help:"Where stdout.log and stderr.log of every attempt are kept: file:///DIR, s3://BUCKET, azblob://CONTAINER or gs://BUCKET, with ?prefix=FOLDER/, for S3 also region=, endpoint= and use_path_style=true. Credentials come from the environment. Default: no such files; of \"up\" the folder artifacts in its data; none for none."`
+}
+
+// artifactMakerFlags say also how they are made.
+type artifactMakerFlags struct {
+	artifactFlags
+	ArtifactsCompress string `env:"VERBATIM_ARTIFACTS_COMPRESS" default:"none" enum:"none,zstd" help:"Compress them: none or zstd."`
+}
+
+func (f artifactMakerFlags) config(data string) (wiring.Artifacts, error) {
+	c, err := f.artifactFlags.config(data)
+	if f.ArtifactsCompress == artifact.Zstd {
+		c.Compression = artifact.Zstd
+	}
+	return c, err
+}
+
+// config is where artifacts are kept, in a folder of their own when no store was named and there is a data folder.
+func (f artifactFlags) config(data string) (wiring.Artifacts, error) {
+	c := wiring.Artifacts{URL: f.Artifacts}
+	if c.URL == "" && data != "" {
+		c.URL = (&url.URL{Scheme: "file", Path: filepath.ToSlash(filepath.Join(data, "artifacts"))}).String()
+	}
+	if c.URL == "" || c.URL == "none" {
+		return wiring.Artifacts{}, nil
+	}
+	return c, artifact.Validate(c.URL)
 }
 
 // healthFlags say where a service answers for its health.
@@ -212,6 +245,7 @@ type recorderCommand struct {
 	healthFlags
 	watchdogFlags
 	PrepareWithin time.Duration `default:"1h" env:"VERBATIM_PREPARE_WITHIN" placeholder:"D" help:"How old a request may be when it is prepared; later it has failed. The same for preparers and recorders."`
+	artifactMakerFlags
 }
 
 // Run is called by kong.
@@ -220,7 +254,8 @@ func (c *recorderCommand) Run(ctx context.Context, s *session) error {
 		if c.PrepareWithin <= 0 {
 			return nil, fmt.Errorf("--prepare-within is %s, it must be positive", c.PrepareWithin)
 		}
-		return wiring.Recorder(b, c.ClickHouse, c.watchdogFlags.config(c.PrepareWithin)), nil
+		artifacts, err := c.artifactMakerFlags.config("")
+		return wiring.Recorder(b, c.ClickHouse, c.watchdogFlags.config(c.PrepareWithin), artifacts), err
 	})
 }
 
@@ -244,6 +279,7 @@ func (c *projectorCommand) Run(ctx context.Context, s *session) error {
 type gatewayCommand struct {
 	kafkaFlags
 	clickhouseFlags
+	artifactFlags
 	ClickHouseHTTP string `name:"clickhouse-http" env:"VERBATIM_CLICKHOUSE_HTTP" placeholder:"URL" help:"ClickHouse's HTTP interface, for queries, when --clickhouse is not http."`
 	HTTP           string `name:"http" default:"127.0.0.1:7410" env:"VERBATIM_HTTP" placeholder:"ADDR" help:"Address of the HTTP API; port 0 is any free one."`
 	Token          string `env:"VERBATIM_TOKEN" placeholder:"TOKEN" help:"Token that requests must carry; needed for an address that is not on loopback. Better given by the environment."`
@@ -255,7 +291,8 @@ func (c *gatewayCommand) Run(ctx context.Context, s *session) error {
 		if err := gateway.ValidateAddress(c.HTTP, c.Token); err != nil {
 			return nil, err
 		}
-		return wiring.Gateway(b, gateway.Config{Addr: c.HTTP, Token: c.Token, ClickHouseURL: c.ClickHouseHTTP}, c.ClickHouse), nil
+		artifacts, err := c.artifactFlags.config("")
+		return wiring.Gateway(b, gateway.Config{Addr: c.HTTP, Token: c.Token, ClickHouseURL: c.ClickHouseHTTP}, c.ClickHouse, artifacts), err
 	})
 }
 

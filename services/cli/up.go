@@ -43,6 +43,7 @@ type upCommand struct {
 	runnerFlags
 	preparerFlags
 	watchdogFlags
+	artifactMakerFlags
 
 	log    logFlags
 	family *supervisor.Family // Not nil for the first process of a container.
@@ -58,6 +59,9 @@ processes are ended (TERM, then KILL after the grace time) and what they wrote i
 func (c *upCommand) validate() error {
 	var errs []error
 	errs = append(errs, gateway.ValidateAddress(c.HTTP, c.Token))
+	if _, err := c.artifactMakerFlags.config(""); err != nil {
+		errs = append(errs, err)
+	}
 	if len(c.Broker) > 0 {
 		errs = append(errs, c.kafka("", nil).Validate())
 	} else {
@@ -161,6 +165,10 @@ func (c *upCommand) start(ctx context.Context, group *lifecycle.Group, logger *s
 	if err := add("setup", wiring.Setup(base, dsn, c.retention(), c.KeepLog)); err != nil {
 		return used, err
 	}
+	artifacts, err := c.artifactMakerFlags.config(c.Data)
+	if err != nil {
+		return used, errors.Join(usageError{err}, stopAll(group))
+	}
 	c.runnerFlags.DataDir = c.Data
 	runnerConfig, err := c.runnerFlags.config(base)
 	if err != nil {
@@ -170,7 +178,9 @@ func (c *upCommand) start(ctx context.Context, group *lifecycle.Group, logger *s
 		name string
 		make func() lifecycle.Service
 	}{
-		{"recorder", func() lifecycle.Service { return wiring.Recorder(base, dsn, c.watchdogFlags.config(c.PrepareWithin)) }},
+		{"recorder", func() lifecycle.Service {
+			return wiring.Recorder(base, dsn, c.watchdogFlags.config(c.PrepareWithin), artifacts)
+		}},
 		{"projector", func() lifecycle.Service { return wiring.Projector(base, dsn, defaultKeep) }},
 		{"runner", func() lifecycle.Service { return c.runner(base) }},
 		{"preparer", func() lifecycle.Service { return wiring.Preparer(base, c.preparerFlags.config()) }},
@@ -185,7 +195,7 @@ func (c *upCommand) start(ctx context.Context, group *lifecycle.Group, logger *s
 	if slices.Contains(c.Services, "runner") {
 		config.Processes = []prometheus.Gatherer{telemetry.Remote{Process: "runner", AddressFile: filepath.Join(runnerConfig.DataDir, wiring.HealthFile)}}
 	}
-	front := wiring.Gateway(base, config, dsn)
+	front := wiring.Gateway(base, config, dsn, artifacts)
 	if err := add("gateway", front); err != nil {
 		return used, err
 	}

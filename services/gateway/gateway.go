@@ -63,6 +63,8 @@ type Deps struct {
 	Publisher Publisher
 	Offsets   barrier.Offsets
 	Log       tail.Log
+	// Artifacts are the files that output is recorded in. nil: the archive alone is read.
+	Artifacts Artifacts
 	// Fleet knows the runners. nil: none are known.
 	Fleet *fleet.Fleet
 	// Checks are added to the gateway's own (kafka and clickhouse_http).

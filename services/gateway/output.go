@@ -119,13 +119,11 @@ func (o *reading) sealed(hc huma.Context) {
 	if len(gaps) == 0 && digest != "" && o.row.Complete != nil && *o.row.Complete {
 		w.Header().Set("Etag", `"`+digest+`"`)
 	}
-	content := newSparse(between(size, gaps), func(from, to uint64) iter.Seq2[clickhouse.Chunk, error] {
-		return o.g.archive.Output(r.Context(), o.ID, o.Attempt, o.Stream, from, to)
-	})
+	content := o.content(r.Context(), between(size, gaps))
 	defer content.close()
 	http.ServeContent(&rangeProblem{ResponseWriter: w}, r, "", time.Time{}, content)
-	if content.err != nil {
-		o.cutShort(r.Context(), content.err)
+	if err := content.failure(); err != nil {
+		o.cutShort(r.Context(), err)
 	}
 }
 

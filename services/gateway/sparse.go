@@ -173,6 +173,8 @@ func (s *sparse) fill() error {
 	return nil
 }
 
+func (s *sparse) failure() error { return s.err }
+
 func (s *sparse) close() {
 	if s.stop != nil {
 		s.stop()

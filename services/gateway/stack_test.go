@@ -36,13 +36,15 @@ import (
 
 // stack is everything for real: an embedded Kafka and ClickHouse, and every service.
 type stack struct {
-	t      *testing.T
-	base   wiring.Base
-	dsn    string
-	kafka  *embeddedkafka.Server
-	data   string
-	client *client.Client
-	url    string
+	t    *testing.T
+	base wiring.Base
+	dsn  string
+	// artifacts, when set before the services start, says where they are kept.
+	artifacts wiring.Artifacts
+	kafka     *embeddedkafka.Server
+	data      string
+	client    *client.Client
+	url       string
 }
 
 func (s *stack) startKafka(addr string) {
@@ -96,6 +98,8 @@ func newStack(t *testing.T) *stack {
 	s.run("runner", wiring.Runner(s.base, runner.Config{ID: "r1", Host: "h", DataDir: t.TempDir(), Slots: 64, Logger: logger, Registry: s.base.Registry}))
 	s.run("preparer", wiring.Preparer(s.base, preparer.Config{}))
 	front := wiring.Gateway(s.base, gateway.Config{Addr: "127.0.0.1:0"}, s.dsn)
+	s.run("preparer", wiring.Preparer(s.base))
+	front := wiring.Gateway(s.base, gateway.Config{Addr: "127.0.0.1:0"}, s.dsn, s.artifacts)
 	s.run("gateway", front)
 	s.url = "http://" + front.Addr()
 	var err error
@@ -108,7 +112,7 @@ func newStack(t *testing.T) *stack {
 
 func (s *stack) sinks() (stopRecorder func()) {
 	s.run("projector", wiring.Projector(s.base, s.dsn, 100))
-	return s.run("recorder", wiring.Recorder(s.base, s.dsn, watchdog.Config{}))
+	return s.run("recorder", wiring.Recorder(s.base, s.dsn, watchdog.Config{}, s.artifacts))
 }
 
 func (s *stack) submit(argv ...string) string {

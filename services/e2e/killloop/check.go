@@ -101,6 +101,9 @@ func (v *verdict) look(ctx context.Context) (err error) {
 	v.output("stdout", stdout, noise(v.seed, 1, v.loop.bytes), written[0])
 	v.output("stderr", stderr, noise(v.seed, 2, v.loop.bytes), written[1])
 	v.end(started)
+	if v.loop.bucket != nil {
+		return v.files(ctx, noise(v.seed, 1, v.loop.bytes), noise(v.seed, 2, v.loop.bytes))
+	}
 	return nil
 }
 
@@ -188,7 +191,7 @@ func (v *verdict) end(started bool) {
 func (l *loop) report(killing, took time.Duration, f findings) {
 	fmt.Fprintf(l.out, "mode %s: %d executions of 2 x %d bytes, up to %d at a time, in %s (%s with the checks)\n",
 		l.mode, len(l.started), l.bytes, l.running, killing.Round(time.Second), took.Round(time.Second))
-	for _, what := range []string{"worker", "broker", "supervisor", "up", "recorder", "projector"} {
+	for _, what := range []string{"worker", "broker", "supervisor", "up", "recorder", "projector", "s3"} {
 		if n := l.killed[what]; n > 0 {
 			fmt.Fprintf(l.out, "  %-10s killed %d times\n", what, n)
 		}

@@ -26,7 +26,10 @@ func (l *loop) kill(ctx context.Context) error {
 		case l.mode == "sinks" && time.Since(lastBroker) > l.brokerEvery:
 			err = l.restartDatabase(ctx)
 			lastBroker = time.Now()
-		case l.mode == "sinks":
+		case l.mode == "artifacts" && l.s3 != "" && time.Since(lastBroker) > l.brokerEvery:
+			err = l.restartBucket(ctx)
+			lastBroker = time.Now()
+		case l.runs():
 			err = l.killSink(ctx)
 		case l.mode == "broker" && time.Since(lastBroker) > l.brokerEvery:
 			err = l.broker.restart(ctx)
@@ -48,6 +51,8 @@ func (l *loop) enough() bool {
 	switch l.mode {
 	case "broker":
 		return l.killed["worker"] >= l.kills && l.killed["broker"] > 0
+	case "artifacts":
+		return l.killed["recorder"] >= l.kills && (l.s3 == "" || l.killed["s3"] > 0)
 	case "sinks":
 		return l.killed["recorder"]+l.killed["projector"] >= l.kills && l.restarts > 0
 	default:

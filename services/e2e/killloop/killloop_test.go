@@ -24,6 +24,7 @@ func TestKill(t *testing.T) {
 		{mode: "broker", executions: 8, kills: 6, running: 6, brokerEvery: 4 * time.Second},
 		{mode: "supervisor", executions: 6, kills: 3, running: 4},
 		{mode: "up", executions: 6, kills: 2, running: 4},
+		{mode: "artifacts", executions: 16, kills: 6, running: 8},
 		{mode: "sinks", executions: 20, kills: 8, running: 8, brokerEvery: 5 * time.Second},
 	} {
 		t.Run(p.mode, func(t *testing.T) {

@@ -26,11 +26,12 @@ type loop struct {
 	out    io.Writer
 	broker *broker
 	up     *rig.Process
-	runner *rig.Process // In the modes supervisor and sinks, where the runner is no part of up.
+	runner *rig.Process // In the modes supervisor, artifacts and sinks, where the runner is no part of up.
 	sinks  map[string]*rig.Process
 	// database is where ClickHouse is, in mode sinks; restarts is how often it was stopped and started.
 	database string
 	restarts int
+	bucket   *bucket // In mode artifacts.
 
 	upArgs []string
 
@@ -73,6 +74,9 @@ func (p plan) run(ctx context.Context, out io.Writer) error {
 	if err == nil && l.mode == "sinks" {
 		found.broken = append(found.broken, l.replay(ctx)...)
 	}
+	if err == nil && l.bucket != nil {
+		found.broken = append(found.broken, l.leftInBucket(ctx)...)
+	}
 	err = errors.Join(err, l.close(err != nil))
 	if left := l.leftBehind(); len(left) > 0 && err == nil {
 		found.broken = append(found.broken, "processes are left behind: "+strings.Join(left, ", "))
@@ -107,12 +111,20 @@ func (l *loop) open(ctx context.Context) (err error) {
 			return err
 		}
 		args = append(args, "--services", "preparer", "--clickhouse", l.database)
+	case "artifacts":
+		if l.database, err = freeAddress(ctx); err != nil {
+			return err
+		}
+		if l.bucket, err = l.startBucket(ctx); err != nil {
+			return err
+		}
+		args = append(args, "--services", "preparer,projector", "--clickhouse", l.database, "--artifacts", l.bucket.url)
 	}
 	l.upArgs = args
 	if err = l.startUp(ctx, args...); err != nil {
 		return err
 	}
-	if l.mode == "sinks" {
+	if l.mode == "sinks" || l.mode == "artifacts" {
 		if err := l.startSinks(); err != nil {
 			return err
 		}
@@ -124,7 +136,9 @@ func (l *loop) open(ctx context.Context) (err error) {
 }
 
 // runs says whether the runner is no part of up.
-func (l *loop) runs() bool { return l.mode == "supervisor" || l.mode == "sinks" }
+func (l *loop) runs() bool {
+	return l.mode == "supervisor" || l.mode == "sinks" || l.mode == "artifacts"
+}
 
 func (l *loop) startUp(ctx context.Context, args ...string) error {
 	s, server, err := l.plan.up(ctx, args...)
@@ -159,6 +173,10 @@ func (l *loop) close(broken bool) error {
 	}
 	if l.broker != nil {
 		l.broker.stop()
+	}
+	if l.bucket != nil {
+		l.bucket.kill()
+		errs = append(errs, l.bucket.store.Close())
 	}
 	return errors.Join(errs...)
 }

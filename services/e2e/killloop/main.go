@@ -5,9 +5,10 @@
 //	broker      the worker, and from time to time the broker, which is then started again
 //	supervisor  the runner's supervisor, with the worker left alone; a new runner is started
 //	up          the whole "verbatim up", with the broker and ClickHouse in it; it is started again on the same data
+//	artifacts   the recorder, which writes artifacts; the S3-compatible server that it writes to is killed from time to time
 //	sinks       recorder and projector, each by itself; ClickHouse is stopped and started from time to time
 //
-// In the first two modes and in the last nothing of it may be seen in the rows: each is complete, with the known digests and the known
+// In the first two modes and in the last two nothing of it may be seen in the rows: each is complete, with the known digests and the known
 // exit code, and each execution was started once. In supervisor and up the processes end with their runner; then every byte
 // that a process had written is there, and the row says either how it ended or that this could not be had.
 //
@@ -65,10 +66,13 @@ type plan struct {
 	lasting time.Duration
 	// shortest and longest bound the time between two kills, which is drawn so that every order of magnitude comes as often.
 	shortest, longest time.Duration
-	// brokerEvery is how often the broker is killed in mode broker, and ClickHouse restarted in mode sinks.
+	// brokerEvery is how often the broker is killed in mode broker, ClickHouse restarted in mode sinks, and the S3 server killed in
+	// mode artifacts.
 	brokerEvery time.Duration
 	// verbatim is the program; empty: this one.
 	verbatim string
+	// s3 is the program versitygw, which takes the artifacts in mode artifacts; empty: a folder does.
+	s3 string
 	// broker is the address of a broker that is there, brokerRestart the command that kills it and starts it again. Empty: an
 	// embedded one.
 	broker, brokerRestart string
@@ -77,8 +81,8 @@ type plan struct {
 
 func (p plan) validate() error {
 	switch {
-	case !slices.Contains([]string{"worker", "broker", "supervisor", "up", "sinks"}, p.mode):
-		return fmt.Errorf("mode is %q, it must be worker, broker, supervisor, up or sinks", p.mode)
+	case !slices.Contains([]string{"worker", "broker", "supervisor", "up", "artifacts", "sinks"}, p.mode):
+		return fmt.Errorf("mode is %q, it must be worker, broker, supervisor, up, artifacts or sinks", p.mode)
 	case p.executions < 1 || p.kills < 1 || p.running < 1 || p.bytes < 1:
 		return errors.New("executions, kills, running and bytes must be positive")
 	case p.shortest <= 0 || p.longest < p.shortest:
@@ -93,7 +97,7 @@ func (p plan) validate() error {
 
 func start(ctx context.Context, out io.Writer) (err error) {
 	var p plan
-	flag.StringVar(&p.mode, "mode", "worker", "what is killed: worker, broker, supervisor, up or sinks")
+	flag.StringVar(&p.mode, "mode", "worker", "what is killed: worker, broker, supervisor, up, artifacts or sinks")
 	flag.IntVar(&p.executions, "executions", 200, "executions, at least")
 	flag.IntVar(&p.kills, "kills", 200, "kills, at least")
 	flag.IntVar(&p.running, "running", 24, "executions at a time")
@@ -101,8 +105,9 @@ func start(ctx context.Context, out io.Writer) (err error) {
 	flag.DurationVar(&p.lasting, "lasting", 6*time.Second, "about how long each takes")
 	flag.DurationVar(&p.shortest, "shortest", 20*time.Millisecond, "least time from the start of a worker to its kill")
 	flag.DurationVar(&p.longest, "longest", 6*time.Second, "greatest time")
-	flag.DurationVar(&p.brokerEvery, "broker-every", 15*time.Second, "how often the broker is killed, in mode broker, or ClickHouse restarted, in mode sinks")
+	flag.DurationVar(&p.brokerEvery, "broker-every", 15*time.Second, "how often the broker is killed, in mode broker, ClickHouse restarted, in mode sinks, or the S3 server killed, in mode artifacts")
 	flag.StringVar(&p.verbatim, "verbatim", "", "the program to test; default: the one built into this command")
+	flag.StringVar(&p.s3, "s3", "", "the program versitygw, for mode artifacts; default: artifacts go to a folder")
 	flag.StringVar(&p.broker, "broker", "", "address of a broker to use instead of an embedded one")
 	flag.StringVar(&p.brokerRestart, "broker-restart", "", "command that kills that broker and starts it again")
 	flag.StringVar(&p.dir, "dir", "", "folder for data and logs, kept; default: a temporary one, removed when all is well")

@@ -24,7 +24,11 @@ func (l *loop) dsn() string { return "http://" + l.database + "/default" }
 
 func (l *loop) startSinks() error {
 	l.sinks = make(map[string]*rig.Process)
-	for _, name := range []string{"recorder", "projector"} {
+	names := []string{"recorder", "projector"}
+	if l.mode == "artifacts" {
+		names = names[:1] // The projector is in up.
+	}
+	for _, name := range names {
 		if err := l.startSink(name); err != nil {
 			return err
 		}
@@ -33,7 +37,11 @@ func (l *loop) startSinks() error {
 }
 
 func (l *loop) startSink(name string) (err error) {
-	l.sinks[name], err = l.rig().Launch(name, name, "--kafka", l.broker.addr, "--topic-prefix", l.prefix(), "--clickhouse", l.dsn())
+	args := []string{name, "--kafka", l.broker.addr, "--topic-prefix", l.prefix(), "--clickhouse", l.dsn()}
+	if l.bucket != nil {
+		args = append(args, "--artifacts", l.bucket.url)
+	}
+	l.sinks[name], err = l.rig().Launch(name, args...)
 	return err
 }
 
@@ -42,7 +50,7 @@ func (l *loop) killSink(ctx context.Context) error {
 	if err := pause(ctx, l.draw()); err != nil {
 		return err
 	}
-	name := []string{"recorder", "projector"}[rand.IntN(2)]
+	name := []string{"recorder", "projector"}[rand.IntN(len(l.sinks))]
 	if l.sinks[name].Running() {
 		l.count(name)
 	}

@@ -87,7 +87,7 @@ func (r Rig) Command(ctx context.Context, args ...string) (*exec.Cmd, error) {
 	for _, v := range os.Environ() {
 		name, _, _ := strings.Cut(v, "=")
 		switch name {
-		case "PATH", "TMPDIR", "GORACE", "GOCOVERDIR", "VERBATIM_LIBCHDB", "VERBATIM_CACHE", "XDG_CACHE_HOME":
+		case "PATH", "TMPDIR", "GORACE", "GOCOVERDIR", "VERBATIM_LIBCHDB", "VERBATIM_CACHE", "XDG_CACHE_HOME", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY":
 			c.Env = append(c.Env, v)
 		}
 	}

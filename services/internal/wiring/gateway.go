@@ -7,6 +7,7 @@ import (
 	"verbatim.dev/events"
 	"verbatim.dev/events/kafka"
 	"verbatim.dev/projections/clickhouse"
+	"verbatim.dev/services/artifact"
 	"verbatim.dev/services/gateway"
 	"verbatim.dev/services/gateway/fleet"
 )
@@ -16,21 +17,24 @@ type Front struct {
 	Base
 	config gateway.Config
 	dsn    string
+	files  Artifacts
 
 	gateway   *gateway.Gateway
 	publisher *kafka.Publisher
 	admin     *kafka.Admin
 	store     *clickhouse.Store
+	artifacts *artifact.Store
 	runners   *heartbeats
 }
 
 // Gateway returns the gateway. Config's Logger, Registry and (when empty) ClickHouseURL are filled in.
-func Gateway(b Base, c gateway.Config, dsn string) *Front {
+// It reads large output from artifacts when there are any.
+func Gateway(b Base, c gateway.Config, dsn string, files Artifacts) *Front {
 	c.Logger, c.Registry = b.Logger, b.Registry
 	if c.ClickHouseURL == "" {
 		c.ClickHouseURL = dsn
 	}
-	return &Front{Base: b, config: c, dsn: dsn}
+	return &Front{Base: b, config: c, dsn: dsn, files: files}
 }
 
 // Start implements lifecycle.Service.
@@ -63,9 +67,16 @@ func (f *Front) start(ctx context.Context) (err error) {
 	for name, check := range f.Checks.All() {
 		checks = append(checks, gateway.Check{Name: name, Check: check})
 	}
-	f.gateway, err = gateway.New(f.config, gateway.Deps{
+	deps := gateway.Deps{
 		Rows: f.store, Archive: f.store, Publisher: f.publisher, Offsets: f.admin, Log: gateway.NewLog(f.Kafka, f.admin), Fleet: known, Checks: checks,
-	})
+	}
+	if f.files.URL != "" {
+		if f.artifacts, err = artifact.Open(ctx, f.files.URL); err != nil {
+			return err
+		}
+		deps.Artifacts = f.artifacts
+	}
+	f.gateway, err = gateway.New(f.config, deps)
 	if err != nil {
 		return err
 	}
@@ -93,6 +104,9 @@ func (f *Front) close() error {
 	}
 	if f.admin != nil {
 		errs = append(errs, f.admin.Close())
+	}
+	if f.artifacts != nil {
+		errs = append(errs, f.artifacts.Close())
 	}
 	if f.store != nil {
 		errs = append(errs, f.store.Close())

@@ -3,6 +3,7 @@
 package wiring
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -59,9 +60,13 @@ type node struct {
 // consumer is one handler on one topic.
 type consumer struct {
 	topic string
+	// group is the consumer group's name; empty: the service's.
+	group string
 	// inFlight bounds the unacknowledged messages of a partition, fetchBytes the bytes fetched for it.
 	inFlight   int
 	fetchBytes int
+	// slow says that messages may be in flight for long.
+	slow bool
 	// signature is stored beside the offsets committed.
 	signature string
 	// owned, if not nil, is told of the partitions that are this member's, see kafka.SubscriberOptions.OnOwned.
@@ -132,7 +137,7 @@ func (n *node) start(ctx context.Context) error {
 			continue
 		}
 		n.subscribers = append(n.subscribers, s)
-		n.router.AddConsumerHandler(n.name+"."+c.topic, c.topic, s, c.handle)
+		n.router.AddConsumerHandler(cmp.Or(c.group, n.name)+"."+c.topic, c.topic, s, c.handle)
 	}
 	n.failed, n.done = make(chan error, 1), make(chan struct{})
 	go func() {
@@ -160,7 +165,7 @@ func (n *node) subscriber(ctx context.Context, c consumer) (message.Subscriber, 
 	}
 	open := func() (*kafka.Subscriber, error) {
 		return kafka.NewSubscriber(n.Kafka, kafka.SubscriberOptions{
-			Group: n.name, MaxInFlight: c.inFlight, FetchBytes: c.fetchBytes, CommitMetadata: c.signature, OnOwned: owned,
+			Group: cmp.Or(c.group, n.name), MaxInFlight: c.inFlight, FetchBytes: c.fetchBytes, CommitMetadata: c.signature, OwnRecords: c.slow, OnOwned: owned,
 			OnAlarm: func(topic string, partition int, err error) {
 				n.Logger.ErrorContext(ctx, "partition stands still", "topic", topic, "partition", partition, "error", err)
 			},

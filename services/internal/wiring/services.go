@@ -45,9 +45,9 @@ func Preparer(b Base, c preparer.Config) lifecycle.Service {
 	return n
 }
 
-// Recorder returns the recorder. It also looks after the topics that nobody else decodes as a group, so that
+// Recorder returns the recorder; without artifacts when files is its zero value. It also looks after the topics that nobody else decodes as a group, so that
 // what is no event there is dead-lettered once.
-func Recorder(b Base, dsn string, c watchdog.Config) lifecycle.Service {
+func Recorder(b Base, dsn string, c watchdog.Config, files Artifacts) lifecycle.Service {
 	n := &node{Base: b, name: "recorder"}
 	n.open = func(ctx context.Context, p *kafka.Publisher) ([]consumer, error) {
 		store, err := openStore(ctx, b, dsn)
@@ -68,11 +68,15 @@ func Recorder(b Base, dsn string, c watchdog.Config) lifecycle.Service {
 		r.Watched(dog)
 		dog.Start(ctx)
 		n.close = func() error { return errors.Join(dog.Stop(), store.Close()) }
-		return []consumer{
+		artifacts, err := openArtifacts(ctx, n, files, store, p)
+		if err != nil {
+			return nil, err
+		}
+		return append(artifacts, []consumer{
 			{topic: events.TopicExecutions, inFlight: sinkInFlight, fetchBytes: sinkFetchBytes, owned: dog.Owned, handle: r.Handle},
 			{topic: events.TopicControl, inFlight: 64, handle: r.HandleControl},
 			{topic: events.TopicRunners, inFlight: 64, handle: decodes},
-		}, nil
+		}...), nil
 	}
 	return n
 }

@@ -167,7 +167,7 @@ func TestBadFactsHoldNobodyUp(t *testing.T) {
 		r.message("runner-1", 0, 1, &executionv1.RunnerHeartbeat{Runner: "runner-1"}),
 		r.message(id, 1, 2, &executionv1.ProcessExited{Status: &executionv1.ProcessExited_ExitCode{ExitCode: 3}}),
 	)
-	r.start(wiring.Recorder(r.base, r.dsn, watchdog.Config{}))
+	r.start(wiring.Recorder(r.base, r.dsn, watchdog.Config{}, wiring.Artifacts{}))
 	r.start(wiring.Projector(r.base, r.dsn, 10))
 	r.caughtUp("recorder")
 	r.caughtUp("projector")
@@ -198,7 +198,7 @@ func TestBadFactsHoldNobodyUp(t *testing.T) {
 func TestFactsInTheWrongPartitionAreMoved(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	r.start(wiring.Recorder(r.base, r.dsn, watchdog.Config{}))
+	r.start(wiring.Recorder(r.base, r.dsn, watchdog.Config{}, wiring.Artifacts{}))
 	r.start(wiring.Projector(r.base, r.dsn, 10))
 	id := "01a21000-0000-7000-8000-00000000000b"
 	right := kafka.PartitionFor([]byte(id), 12)
@@ -249,7 +249,7 @@ func TestAServiceThatCannotStartSaysWhy(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	empty := clickhousetest.Database(t)
-	if err := wiring.Recorder(r.base, empty, watchdog.Config{}).Start(t.Context()); err == nil {
+	if err := wiring.Recorder(r.base, empty, watchdog.Config{}, wiring.Artifacts{}).Start(t.Context()); err == nil {
 		t.Error("a recorder started on a database without tables")
 	}
 	other := r.base

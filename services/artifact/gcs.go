@@ -1,0 +1,7 @@
+//go:build gcs
+
+package artifact
+
+import _ "gocloud.dev/blob/gcsblob"
+
+func init() { schemes["gs"] = true }
