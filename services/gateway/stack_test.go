@@ -97,8 +97,6 @@ func newStack(t *testing.T) *stack {
 	s.run("setup", wiring.Setup(s.base, s.dsn, clickhouse.Retention{}, nil))
 	s.run("runner", wiring.Runner(s.base, runner.Config{ID: "r1", Host: "h", DataDir: t.TempDir(), Slots: 64, Logger: logger, Registry: s.base.Registry}))
 	s.run("preparer", wiring.Preparer(s.base, preparer.Config{}))
-	front := wiring.Gateway(s.base, gateway.Config{Addr: "127.0.0.1:0"}, s.dsn)
-	s.run("preparer", wiring.Preparer(s.base))
 	front := wiring.Gateway(s.base, gateway.Config{Addr: "127.0.0.1:0"}, s.dsn, s.artifacts)
 	s.run("gateway", front)
 	s.url = "http://" + front.Addr()
