@@ -42,7 +42,7 @@ func TestPartialOutputIsFresh(t *testing.T) {
 		lines, median, longest = 40, time.Second, 10*time.Second
 	}
 	r := newRig(t)
-	r.start(wiring.Recorder(r.base, r.dsn, watchdog.Config{}))
+	r.start(wiring.Recorder(r.base, r.dsn, watchdog.Config{}, wiring.Artifacts{}))
 	r.start(wiring.Projector(r.base, r.dsn, 10))
 	r.start(wiring.Preparer(r.base, preparer.Config{}))
 	r.start(wiring.Runner(r.base, runner.Config{ID: "r", DataDir: t.TempDir(), Grace: time.Second, Logger: r.base.Logger}))
