@@ -11,9 +11,8 @@ help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: deps
-deps: ## fetch what the embedded stack and its tests need (libchdb, versitygw, once, into a cache folder)
+deps: ## fetch what the embedded stack needs (libchdb, once, into a cache folder)
 	@scripts/fetch-libchdb >/dev/null
-	@scripts/fetch-versitygw >/dev/null
 
 .PHONY: build
 build: ## build bin/verbatim
