@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -133,5 +134,32 @@ func TestTheDeploymentsExampleIsValid(t *testing.T) {
 		if kafka := map[string][]string{"preparer": g.Preparer.Kafka, "runner": g.Runner.Kafka, "recorder": g.Recorder.Kafka, "projector": g.Projector.Kafka, "gateway": g.Gateway.Kafka, "setup": g.Setup.Kafka}[service]; len(kafka) != 1 {
 			t.Errorf("%s: the file does not arrive: %q", service, kafka)
 		}
+	}
+}
+
+// Go promotes no method that two embedded structs have: a command with two such checks would have none, and nobody would notice.
+func TestNoCheckOfFlagsIsLost(t *testing.T) {
+	t.Parallel()
+	validator := reflect.TypeFor[interface{ Validate() error }]()
+	var look func(path string, command reflect.Type) int
+	look = func(path string, command reflect.Type) (found int) {
+		checks := reflect.PointerTo(command).Implements(validator)
+		for i := range command.NumField() {
+			f := command.Field(i)
+			if f.Type.Kind() != reflect.Struct {
+				continue
+			}
+			if _, ok := f.Tag.Lookup("cmd"); ok {
+				found += look(path+" "+strings.ToLower(f.Name), f.Type)
+			} else if f.Anonymous && reflect.PointerTo(f.Type).Implements(validator) {
+				if found++; !checks {
+					t.Errorf("%s embeds %s, which is not checked", path, f.Type.Name())
+				}
+			}
+		}
+		return found
+	}
+	if found := look("verbatim", reflect.TypeFor[grammar]()); found < 5 {
+		t.Errorf("only %d checks were found", found)
 	}
 }

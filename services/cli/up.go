@@ -49,6 +49,11 @@ type upCommand struct {
 	family *supervisor.Family // Not nil for the first process of a container.
 }
 
+// Validate is called by kong. Several of the flags it embeds have one, so that none is promoted.
+func (c *upCommand) Validate() error {
+	return errors.Join(c.retentionFlags.Validate(), c.preparerFlags.Validate(), c.watchdogFlags.Validate())
+}
+
 // Help is printed by kong below the flags.
 func (upCommand) Help() string {
 	return `Runs in the foreground. The addresses in use are printed, and written to DIR/endpoints.json as http, kafka and
