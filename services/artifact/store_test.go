@@ -56,8 +56,13 @@ func TestKeys(t *testing.T) {
 		t.Error("a temporary file is taken for a part")
 	}
 	for _, bad := range []artifact.Attempt{
-		{Execution: "../../../etc/passwd", Number: 1}, {Execution: id + "/../x", Number: 1}, {Execution: strings.ToUpper(id), Number: 1},
-		{Execution: "", Number: 1}, {Execution: id, Number: 0}, {Execution: "{" + id + "}", Number: 1}, {Execution: id + "\x00", Number: 1},
+		{Execution: "../../../etc/passwd", Number: 1},
+		{Execution: id + "/../x", Number: 1},
+		{Execution: strings.ToUpper(id), Number: 1},
+		{Execution: "", Number: 1},
+		{Execution: id, Number: 0},
+		{Execution: "{" + id + "}", Number: 1},
+		{Execution: id + "\x00", Number: 1},
 	} {
 		if key, err := bad.Key("stdout", artifact.Plain); err == nil {
 			t.Errorf("%q became %q", bad.Execution, key)

@@ -141,7 +141,7 @@ func (r *Recorder) Stop() {
 func (r *Recorder) Handle(m *message.Message) error {
 	e, err := codec.FromMessage(m)
 	if err != nil || e.AboutExecution() != nil {
-		return nil // It is dead-lettered by the archive's consumer.
+		return nil //nolint:nilerr // It is dead-lettered by the archive's consumer.
 	}
 	at, ok := r.Position(m.Context())
 	if !ok || at.Partition != kafka.PartitionFor([]byte(e.Subject), r.Partitions) {
