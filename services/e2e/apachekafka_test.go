@@ -24,6 +24,8 @@ var embeddedOnly = map[string]string{
 	"badinput":       "writes to topics by their names",
 	"deadletter":     "writes to topics by their names",
 	"foreign":        "reads topics by their names",
+	"import":         "writes to topics by their names",
+	"log_forgets":    "reads topics by their names",
 	"out_disk_full":  "starts a runner of its own, on the stack's own broker",
 	"producer":       "writes to topics by their names",
 	"readme":         "the README's commands are about the embedded broker",
