@@ -85,7 +85,7 @@ func (s *Server) Start() {
 	if err := s.run.Start(); err != nil {
 		s.t.Fatal(err)
 	}
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) { // The pace of asking another process, which sends no signal.
 		c, err := (&net.Dialer{}).DialContext(s.t.Context(), "tcp", s.addr)
 		if err == nil {
 			_ = c.Close()

@@ -82,8 +82,8 @@ func TestAcknowledgedWhenStored(t *testing.T) {
 		stored <- errors.New("not stored")
 		synctest.Wait()
 		expect(t, "not stored", second, 0, 1)
-		only := send(in, "-") // A batch of nothing to store asks nobody.
-		time.Sleep(limits.Delay)
+		only := send(in, "-")    // A batch of nothing to store asks nobody.
+		time.Sleep(limits.Delay) // In the bubble's own time.
 		synctest.Wait()
 		expect(t, "nothing to store", only, 1, 0)
 		close(in)
@@ -139,7 +139,7 @@ func TestTheEnd(t *testing.T) {
 			return ctx.Err()
 		})
 		first := send(in, "a")
-		time.Sleep(2 * limits.Delay)
+		time.Sleep(2 * limits.Delay) // In the bubble's own time.
 		second := send(in, "b")
 		close(in) // The subscriber has given up.
 		synctest.Wait()
@@ -165,7 +165,7 @@ func TestTakenAway(t *testing.T) {
 		in <- m
 		send(in, "here")
 		cancel()
-		time.Sleep(limits.Delay)
+		time.Sleep(limits.Delay) // In the bubble's own time.
 		synctest.Wait()
 		close(in)
 		<-ended

@@ -115,7 +115,7 @@ func count(t *testing.T, folder string) int {
 // wait asks at a pace: the kernel sends no signal.
 func wait(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); !done(); time.Sleep(5 * time.Millisecond) { // The kernel sends no signal.
 		if time.Now().After(deadline) {
 			t.Fatalf("%s: not within 20 s", what)
 		}
