@@ -45,6 +45,9 @@ func (p *partition) prepare() *handover {
 		return p.prepareAgain()
 	}
 	n := min(len(p.pending), p.sub.subscriber.options.MaxInFlight-p.window.size(), handoverSize)
+	if limit := p.sub.subscriber.options.MaxInFlightBytes; limit > 0 {
+		n = p.fitting(n, limit)
+	}
 	if n <= 0 {
 		return nil
 	}
@@ -62,6 +65,23 @@ func (p *partition) prepare() *handover {
 		h.deliveries[i] = d.make(p, r)
 	}
 	return h
+}
+
+// fitting is how many of the next n messages may be handed out when so many bytes may be in flight. When none is, one may.
+func (p *partition) fitting(n, limit int) int {
+	bytes := 0
+	for i := range p.window.slots {
+		if d := p.window.slots[i].item; d != nil {
+			bytes += len(d.record.Key) + len(d.record.Value)
+		}
+	}
+	for i, r := range p.pending[:max(n, 0)] {
+		if bytes > 0 && bytes+len(r.Key)+len(r.Value) > limit {
+			return i
+		}
+		bytes += len(r.Key) + len(r.Value)
+	}
+	return n
 }
 
 // handedOver notes that the pump has taken a run.

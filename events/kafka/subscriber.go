@@ -28,6 +28,9 @@ type SubscriberOptions struct {
 	// MaxInFlight bounds, per partition, the messages between the oldest unacknowledged one and the newest
 	// handed out. Default 1, Watermill's order: the next message comes after the Ack.
 	MaxInFlight int
+	// MaxInFlightBytes bounds, per partition, the keys and values of unacknowledged messages: no other is handed out above it, but one
+	// always is. 0: only their number is bounded.
+	MaxInFlightBytes int
 	// FromEnd starts a group that never committed at the end of the log instead of at its beginning.
 	FromEnd bool
 	// SkipLost lets a partition go on at the first offset there is when retention removed what comes
@@ -85,7 +88,7 @@ func (o SubscriberOptions) validate() error {
 		errs = append(errs, fmt.Errorf("commit metadata: has %d bytes, the limit is %d", len(o.CommitMetadata), maxCommitMetadata))
 	}
 	for name, v := range map[string]int64{
-		"max in flight": int64(o.MaxInFlight), "nack delay": int64(o.NackDelay), "commit interval": int64(o.CommitInterval),
+		"max in flight": int64(o.MaxInFlight), "max in flight bytes": int64(o.MaxInFlightBytes), "nack delay": int64(o.NackDelay), "commit interval": int64(o.CommitInterval),
 		"drain timeout": int64(o.DrainTimeout), "session timeout": int64(o.SessionTimeout), "fetch bytes": int64(o.FetchBytes),
 		"init partitions": int64(o.InitPartitions),
 	} {

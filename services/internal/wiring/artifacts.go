@@ -58,7 +58,7 @@ func openArtifacts(ctx context.Context, n *node, c Artifacts, archive *clickhous
 		r.Stop()
 		release()
 	}
-	return []consumer{{topic: events.TopicExecutions, group: artifactsGroup, slow: true, inFlight: artifactsInFlight, fetchBytes: sinkFetchBytes / 4, handle: r.Handle}}, nil
+	return []consumer{{topic: events.TopicExecutions, group: artifactsGroup, slow: true, inFlight: artifactsInFlight, inFlightBytes: sinkInFlightBytes, fetchBytes: sinkFetchBytes / 4, handle: r.Handle}}, nil
 }
 
 // openArtifactStore opens a store that can be written. One that does not answer is taken all the same: an outage must not keep a service

@@ -63,8 +63,10 @@ type consumer struct {
 	// group is the consumer group's name; empty: the service's.
 	group string
 	// inFlight bounds the unacknowledged messages of a partition, fetchBytes the bytes fetched for it.
-	inFlight   int
-	fetchBytes int
+	inFlight int
+	// inFlightBytes bounds what unacknowledged messages of a partition hold in memory; 0: only their number is bounded.
+	inFlightBytes int
+	fetchBytes    int
 	// slow says that messages may be in flight for long.
 	slow bool
 	// signature is stored beside the offsets committed.
@@ -165,7 +167,7 @@ func (n *node) subscriber(ctx context.Context, c consumer) (message.Subscriber, 
 	}
 	open := func() (*kafka.Subscriber, error) {
 		return kafka.NewSubscriber(n.Kafka, kafka.SubscriberOptions{
-			Group: cmp.Or(c.group, n.name), MaxInFlight: c.inFlight, FetchBytes: c.fetchBytes, CommitMetadata: c.signature, OwnRecords: c.slow, OnOwned: owned,
+			Group: cmp.Or(c.group, n.name), MaxInFlight: c.inFlight, MaxInFlightBytes: c.inFlightBytes, FetchBytes: c.fetchBytes, CommitMetadata: c.signature, OwnRecords: c.slow, OnOwned: owned,
 			OnAlarm: func(topic string, partition int, err error) {
 				n.Logger.ErrorContext(ctx, "partition stands still", "topic", topic, "partition", partition, "error", err)
 			},

@@ -27,6 +27,8 @@ import (
 const (
 	sinkInFlight   = 4096
 	sinkFetchBytes = 4 << 20
+	// sinkInFlightBytes is for each partition: a recorder whose store is slow holds no more.
+	sinkInFlightBytes = 8 << 20
 )
 
 // Preparer returns the preparer.
@@ -73,7 +75,7 @@ func Recorder(b Base, dsn string, c watchdog.Config, files Artifacts) lifecycle.
 			return nil, err
 		}
 		return append(artifacts, []consumer{
-			{topic: events.TopicExecutions, inFlight: sinkInFlight, fetchBytes: sinkFetchBytes, owned: dog.Owned, handle: r.Handle},
+			{topic: events.TopicExecutions, inFlight: sinkInFlight, inFlightBytes: sinkInFlightBytes, fetchBytes: sinkFetchBytes, owned: dog.Owned, handle: r.Handle},
 			{topic: events.TopicControl, inFlight: 64, handle: r.HandleControl},
 			{topic: events.TopicRunners, inFlight: 64, handle: decodes},
 		}...), nil
