@@ -153,15 +153,17 @@ func (x *batch) read(records []*Record, from int64, at Position, seen *memo) ([]
 	headers := make([]Header, 0, count*seen.headers)
 	records = slices.Grow(records, count)
 	d := &reading{b: raw}
+	var before []Header
 	for range x.count {
 		if len(slab) == count {
 			return records, errShort
 		}
 		slab = append(slab, Record{Position: at})
 		r := &slab[len(slab)-1]
-		if headers, err = x.record(d, r, headers, seen.names); err != nil {
+		if headers, err = x.record(d, r, headers, before, seen.names); err != nil {
 			return records, err
 		}
+		before = r.Headers
 		if r.Offset >= from {
 			records = append(records, r)
 		}
@@ -172,7 +174,8 @@ func (x *batch) read(records []*Record, from int64, at Position, seen *memo) ([]
 	return records, nil
 }
 
-func (x *batch) record(d *reading, r *Record, headers []Header, seen names) ([]Header, error) {
+// record reads one record; before is the headers of the one before it.
+func (x *batch) record(d *reading, r *Record, headers, before []Header, seen names) ([]Header, error) {
 	body := d.bytes()
 	d = &reading{b: body, err: d.err}
 	d.i8() // attributes, unused
@@ -192,9 +195,14 @@ func (x *batch) record(d *reading, r *Record, headers []Header, seen names) ([]H
 		return headers, errShort
 	}
 	began := len(headers)
-	for range n {
+	for i := range int(n) {
 		name := d.bytes()
-		headers = append(headers, Header{Key: seen.get(name), Value: d.bytes()})
+		// Most records have the same headers as the one before.
+		if i < len(before) && before[i].Key == string(name) {
+			headers = append(headers, Header{Key: before[i].Key, Value: d.bytes()})
+		} else {
+			headers = append(headers, Header{Key: seen.get(name), Value: d.bytes()})
+		}
 		if d.err != nil {
 			return headers, d.err
 		}

@@ -28,12 +28,13 @@ type delivery struct {
 
 var _ context.Context = (*delivery)(nil)
 
-// make fills in a new delivery of the record.
-func (d *delivery) make(p *partition, r *Record) *delivery {
+// make fills in a new delivery of the record. It takes its part of a headerText and returns the rest.
+func (d *delivery) make(p *partition, r *Record, text string) (rest string) {
 	r.Assignment = p.number
-	d.partition, d.record, d.offset, d.msg = p, r, r.Offset, r.Message()
+	d.partition, d.record, d.offset = p, r, r.Offset
+	d.msg, rest = r.message(text)
 	d.msg.SetContext(d)
-	return d
+	return rest
 }
 
 // Deadline implements context.Context.

@@ -53,16 +53,17 @@ func (p *partition) prepare() *handover {
 	}
 	h := newHandover()
 	h.deliveries = make([]*delivery, n)
-	var slab []delivery
-	if !p.sub.subscriber.options.OwnRecords {
-		slab = make([]delivery, n)
-	}
-	for i, r := range p.pending[:n] {
-		d := new(delivery) // By itself, so that one that is in flight for long keeps no others.
-		if slab != nil {
-			d = &slab[i]
+	if p.sub.subscriber.options.OwnRecords {
+		for i, r := range p.pending[:n] { // Each by itself, so that one that is in flight for long keeps no others.
+			h.deliveries[i] = new(delivery)
+			h.deliveries[i].make(p, r, headerText(r))
 		}
-		h.deliveries[i] = d.make(p, r)
+		return h
+	}
+	slab, text := make([]delivery, n), headerText(p.pending[:n]...)
+	for i, r := range p.pending[:n] {
+		h.deliveries[i] = &slab[i]
+		text = slab[i].make(p, r, text)
 	}
 	return h
 }

@@ -187,7 +187,8 @@ func (p *partition) prepareAgain() *handover {
 	}
 	h := newHandover()
 	p.window.waiting(func(offset int64, d *delivery) bool {
-		again := new(delivery).make(p, d.record)
+		again := new(delivery)
+		again.make(p, d.record, headerText(d.record))
 		again.offset = offset
 		h.deliveries = append(h.deliveries, again)
 		return len(h.deliveries) < handoverSize

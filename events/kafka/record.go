@@ -82,32 +82,40 @@ func (r *Record) own() Record {
 
 // Message turns a record into a message; it never fails.
 func (r *Record) Message() *message.Message {
-	m := message.NewMessage("", r.Value)
-	if len(r.Headers) > 0 {
-		r.metadata(m)
-	}
-	if m.UUID = m.Metadata[headerID]; m.UUID == "" {
-		m.UUID = r.Topic + "/" + strconv.Itoa(r.Partition) + "/" + strconv.FormatInt(r.Offset, 10)
-	}
+	m, _ := r.message(headerText(r))
 	return m
 }
 
-// metadata makes one string of all values and cuts it up: one allocation for all of them.
-func (r *Record) metadata(m *message.Message) {
+// headerText is the values of all headers of the records, one after the other. Cut up, it is one allocation for all of
+// them.
+func headerText(records ...*Record) string {
 	size := 0
-	for _, h := range r.Headers {
-		size += len(h.Value)
+	for _, r := range records {
+		for _, h := range r.Headers {
+			size += len(h.Value)
+		}
 	}
 	var all strings.Builder
 	all.Grow(size)
-	for _, h := range r.Headers {
-		all.Write(h.Value)
+	for _, r := range records {
+		for _, h := range r.Headers {
+			all.Write(h.Value)
+		}
 	}
-	text := all.String()
+	return all.String()
+}
+
+// message is Message with the record's part of a headerText, whose rest it returns.
+func (r *Record) message(text string) (*message.Message, string) {
+	m := message.NewMessage("", r.Value)
 	for _, h := range r.Headers {
 		m.Metadata[h.Key] = text[:len(h.Value)]
 		text = text[len(h.Value):]
 	}
+	if m.UUID = m.Metadata[headerID]; m.UUID == "" {
+		m.UUID = r.Topic + "/" + strconv.Itoa(r.Partition) + "/" + strconv.FormatInt(r.Offset, 10)
+	}
+	return m, text
 }
 
 type (
