@@ -21,7 +21,7 @@ func TestReconnect(t *testing.T) {
 	t.Run("suite", func(t *testing.T) { kafkatest.SuiteReconnect(t, b) })
 }
 
-// TestPubSubStress runs three suites at once; scripts/test-kafka runs ten.
+// TestPubSubStress runs three suites at once; make prove-transport runs ten.
 func TestPubSubStress(t *testing.T) {
 	if os.Getenv(stressCount) == "" {
 		t.Setenv(stressCount, "3")
