@@ -130,7 +130,8 @@ func (a *attempt) missed(heard uint64) bool {
 		return false
 	}
 	last := a.lost.data.GetLastSequence()
-	return last == 0 || heard <= last
+	unknown := last == 0 && a.lost.data.GetCause() == executionv1.LossCause_LOSS_CAUSE_UNSPECIFIED
+	return unknown || heard <= last
 }
 
 // trimPrepared keeps what the row shows. Environment and stdin stay in the log.

@@ -149,7 +149,11 @@ func (a *attempt) notRunText() (message, source string) {
 	if t := timeOf(d.GetSilentSince(), a.lost.at); !t.IsZero() {
 		since = " since " + t.Format(time.RFC3339)
 	}
-	return "runner " + first(d.GetRunner(), "(unknown)") + " silent" + since, "runner"
+	runner := "runner " + first(d.GetRunner(), "(unknown)")
+	if d.GetCause() == executionv1.LossCause_LOSS_CAUSE_UNHEARD {
+		return runner + " claimed it and said nothing since", "runner"
+	}
+	return runner + " silent" + since, "runner"
 }
 
 func first(s, otherwise string) string {

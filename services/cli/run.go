@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -233,7 +234,7 @@ func (f *follower) result(stderr io.Writer) error {
 	case f.waitFailed != nil:
 		return fmt.Errorf("how the process ended is not known: %s", f.waitFailed.GetCause())
 	case f.lost != nil:
-		return fmt.Errorf("runner %s fell silent; how the process ended is not known", f.lost.GetRunner())
+		return fmt.Errorf("runner %s fell silent; how the process ended is not known", cmp.Or(f.lost.GetRunner(), "(unknown)"))
 	default:
 		return errors.New("the execution ended and did not say how")
 	}

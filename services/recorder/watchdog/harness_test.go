@@ -285,6 +285,26 @@ func (s *theatre) beat(ids ...string) {
 	s.say(events.TopicRunners, "runner", "/verbatim/runner/r1", "r1", 0, b)
 }
 
+// claim commits as a runner does that takes these, until nothing else is left before the next one in the queue.
+func (s *theatre) claim(runner string, ids ...string) {
+	s.Helper()
+	sub, err := kafka.NewSubscriber(s.kafka, kafka.SubscriberOptions{Group: "runner", MaxInFlight: 1, CommitMetadata: runner})
+	s.must(err)
+	defer func() { s.must(sub.Close()) }()
+	in, err := sub.Subscribe(s.Context(), events.TopicWork)
+	s.must(err)
+	for left := len(ids); left > 0; {
+		m := <-in
+		e, err := codec.FromMessage(m)
+		s.must(err)
+		if slices.Contains(ids, e.Subject) {
+			s.must(kafka.CommitSync(s.Context(), m))
+			left--
+			m.Ack()
+		}
+	}
+}
+
 // pass lets the watchdog look, after it heard of everything that is there. The mark that the pass before made is reached.
 func (s *theatre) pass(w *Watchdog) error {
 	s.Helper()

@@ -25,6 +25,7 @@ const (
 	decide
 	due
 	returned
+	unheard
 )
 
 // overdue says why an execution is to be looked at, from the table alone.
@@ -34,6 +35,10 @@ func (w *Watchdog) overdue(o *entry, now time.Duration, wall int64) reason {
 	case requested, prepared:
 		if late {
 			return expired
+		}
+	case claimed:
+		if now-max(o.listed, w.base) > w.c.Silence() {
+			return unheard
 		}
 	case running, exited:
 		if o.runner == nil {
@@ -249,7 +254,16 @@ func (m matter) running() (verdict, error) {
 	if cause == executionv1.LossCause_LOSS_CAUSE_UNSPECIFIED {
 		return now, nil
 	}
-	since := m.o.runner.beatAt
+	return m.lose(id, cause)
+}
+
+// lose says that nobody is expected to say more about the attempt.
+func (m matter) lose(id string, cause executionv1.LossCause) (verdict, error) {
+	s := m.standing
+	var since time.Time
+	if m.o.runner != nil {
+		since = m.o.runner.beatAt
+	}
 	for i := range m.story.Facts {
 		if f := &m.story.Facts[i]; f.Event.Source == runnerSource+id && f.ReceivedAt.After(since) {
 			since = f.ReceivedAt
@@ -277,8 +291,16 @@ func (m matter) prepared() (verdict, error) {
 	switch {
 	case m.lastOf(events.TypePrepared).Source != "/verbatim/preparer":
 		return m.stay(idle, time.Time{}), nil
+	case m.why == unheard && m.o.attempt == m.standing.Attempt:
+		id := ""
+		if m.o.runner != nil {
+			id = m.o.runner.id
+		}
+		return m.lose(id, executionv1.LossCause_LOSS_CAUSE_UNHEARD)
 	case m.wall.Before(deadline):
-		return m.stay(prepared, deadline), nil
+		v := m.stay(prepared, deadline)
+		v.next.preparedAt = received.UnixMilli()
+		return v, nil
 	}
 	return m.say(verdict{}, "start expired", m.standing.Attempt, &executionv1.StartFailed{
 		Reason:  executionv1.StartFailureReason_START_FAILURE_REASON_EXPIRED,

@@ -10,6 +10,7 @@ import (
 
 	"verbatim.dev/events"
 	"verbatim.dev/events/codec"
+	"verbatim.dev/events/kafka"
 )
 
 const (
@@ -61,7 +62,14 @@ func (w *Watchdog) pass(ctx context.Context) (err error) {
 	if err := w.scan(ctx, began); err != nil {
 		w.c.Logger.WarnContext(ctx, "the watchdog cannot read which executions are open", "error", err)
 	}
-	overdue, looked := w.candidates(began, archived)
+	claims, err := w.admin.Commits(asking, runners, events.TopicWork)
+	if err != nil {
+		return err
+	}
+	if err := w.queued(ctx, began); err != nil {
+		return err
+	}
+	overdue, looked := w.candidates(began, archived, claims)
 	if err := w.act(ctx, began, overdue); err != nil {
 		return err
 	}
@@ -72,7 +80,7 @@ func (w *Watchdog) pass(ctx context.Context) (err error) {
 }
 
 // candidates are what is overdue in partitions of which everything is archived that was there at their mark. These need a new mark.
-func (w *Watchdog) candidates(now time.Duration, archived map[int]int64) (found []candidate, looked []int) {
+func (w *Watchdog) candidates(now time.Duration, archived map[int]int64, claims map[int]kafka.Commit) (found []candidate, looked []int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	ready := map[uint16]bool{}
@@ -97,6 +105,9 @@ func (w *Watchdog) candidates(now time.Duration, archived map[int]int64) (found 
 		}
 		if !ready[o.partition] || len(found) == most {
 			continue
+		}
+		if o.work > 0 && o.stage == prepared && w.taken(key, &o, now, claims) {
+			w.open[key] = o
 		}
 		if why := w.overdue(&o, now, wall); why != nothing {
 			found = append(found, candidate{key, o, why})

@@ -69,7 +69,7 @@ func (w *Watchdog) Beat(e events.Event, receivedAt time.Time) {
 		}
 		o.runner, o.listed = r, now
 		switch o.stage {
-		case requested, prepared:
+		case requested, prepared, claimed:
 			o.stage = running
 		case lost, ended, waiting:
 			o.back = true

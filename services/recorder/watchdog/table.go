@@ -19,6 +19,7 @@ type stage uint8
 const (
 	requested stage = iota
 	prepared        // deadline: when it expires
+	claimed         // A runner took it, since listed, and said nothing yet.
 	running
 	exited  // deadline: when it is to be sealed
 	ended   // Whether another attempt follows is to be decided.
@@ -37,8 +38,13 @@ type entry struct {
 	// back says that a lost runner has the attempt again.
 	back   bool
 	runner *runner
-	// listed is when the runner was last known to have the attempt, in the time since the watchdog was made.
+	// listed is when the runner was last known to have the attempt, in the time since the watchdog was made. Before somebody has
+	// it: since when it is known to be prepared or claimed.
 	listed time.Duration
+	// preparedAt is when it was prepared, by the broker's clock, in milliseconds since 1970; 0 when that is not known.
+	preparedAt int64
+	// work is where it lies in the queue of work, as the offset after it; 0 when that is not known, notQueued when it was not found.
+	work int64
 	// deadline is in milliseconds since 1970; 0 is none.
 	deadline int64
 }
@@ -86,7 +92,7 @@ func (w *Watchdog) observe(f *clickhouse.ArchivedEvent, now time.Duration) {
 	}
 	if id != "" {
 		o.runner, o.listed = w.heard(id, now), now
-		if o.stage <= prepared || o.stage == idle || o.stage == lost {
+		if o.stage < running || o.stage == idle || o.stage == lost {
 			o.stage = running
 		}
 	}
@@ -108,6 +114,7 @@ func (w *Watchdog) advance(o *entry, f *clickhouse.ArchivedEvent) bool {
 	case *executionv1.Prepared:
 		if o.stage < prepared {
 			o.stage, o.deadline = prepared, 0
+			o.listed, o.preparedAt, o.work = w.elapsed(), f.ReceivedAt.UnixMilli(), 0
 			if by := d.GetStartBy(); by.IsValid() {
 				o.deadline = by.AsTime().Add(w.c.Margin).UnixMilli()
 			}

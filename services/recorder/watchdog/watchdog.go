@@ -48,6 +48,8 @@ type Watchdog struct {
 	// base is since when silence counts.
 	base     time.Duration
 	scanSoon bool
+	// queues is how many partitions the queue of work has.
+	queues int
 
 	// The rest belongs to the goroutine of passes, but for beatsRead.
 	beatsRead offset
@@ -56,6 +58,7 @@ type Watchdog struct {
 	scanned   time.Duration
 	complains bool
 	unread    map[int]int64 // Where in the requests to go on, by partition.
+	searched  time.Duration // When the queue of work was last searched.
 
 	stop    context.CancelFunc
 	running sync.WaitGroup

@@ -361,6 +361,58 @@ func TestTheArchiveIsAway(t *testing.T) {
 	s.wantSaid(w, id, "RunnerLost")
 }
 
+// A runner claims an attempt and dies before it said so: nobody else takes it, and it is not waiting either.
+func TestARunnerClaimsAndIsNotHeardOf(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	w := s.watch(true)
+	vanished, listed, queued, elsewhere := newID(t), newID(t), newID(t), newID(t)
+	for _, id := range []string{listed, vanished, queued} {
+		s.prepare(id, 1)
+		s.say(events.TopicWork, "preparer.work", "/verbatim/preparer", id, 1, &executionv1.Prepared{Argv: []string{"x"}})
+	}
+	s.prepare(elsewhere, 1) // Its preparer died before it was in the queue.
+	s.claim("r7", vanished, listed)
+	here := func() { s.beat(listed) }
+	s.passes(w)
+	s.later(w, unusual+4*time.Second, here)
+	for _, id := range []string{vanished, listed, queued, elsewhere} {
+		s.wantSaid(w, id)
+	}
+	s.later(w, 3*time.Second, here)
+	lost := s.wantSaid(w, vanished, "RunnerLost")[0].(*executionv1.RunnerLost)
+	if lost.GetCause() != executionv1.LossCause_LOSS_CAUSE_UNHEARD || lost.GetRunner() != "r7" || lost.GetLastSequence() != 0 {
+		t.Errorf("the evidence is %v", lost)
+	}
+	status := func() string {
+		var facts []events.Event
+		for _, f := range s.archive.of(vanished) {
+			facts = append(facts, f.Event)
+		}
+		return execution.Fold(vanished, facts).Status
+	}
+	if got := status(); got != execution.StatusLost {
+		t.Errorf("the row is %s", got)
+	}
+	for _, id := range []string{listed, queued, elsewhere} {
+		s.wantSaid(w, id)
+	}
+
+	// It comes back and starts it.
+	s.say(events.TopicExecutions, "runner", "/verbatim/runner/r7", vanished, 1, started)
+	s.passes(w)
+	s.wantSaid(w, vanished, "RunnerLost")
+	if got := status(); got != execution.StatusRunning {
+		t.Errorf("the row of what came back is %s", got)
+	}
+	s.later(w, 25*time.Second, here) // start_by, and the margin
+	for _, id := range []string{queued, elsewhere} {
+		if f := s.wantSaid(w, id, "StartFailed")[0].(*executionv1.StartFailed); f.GetReason() != executionv1.StartFailureReason_START_FAILURE_REASON_EXPIRED {
+			t.Errorf("%v", f)
+		}
+	}
+}
+
 // What is heard in the wrong order, twice, or too late makes no loss.
 func TestStragglers(t *testing.T) {
 	t.Parallel()

@@ -171,6 +171,8 @@ const (
 	LossCause_LOSS_CAUSE_FORGOTTEN LossCause = 2
 	// The process ended, and the output was not sealed in time.
 	LossCause_LOSS_CAUSE_NOT_SEALED LossCause = 3
+	// A runner claimed the attempt, and neither a fact nor a heartbeat about it came: it died in between.
+	LossCause_LOSS_CAUSE_UNHEARD LossCause = 4
 )
 
 // Enum value maps for LossCause.
@@ -180,12 +182,14 @@ var (
 		1: "LOSS_CAUSE_SILENT",
 		2: "LOSS_CAUSE_FORGOTTEN",
 		3: "LOSS_CAUSE_NOT_SEALED",
+		4: "LOSS_CAUSE_UNHEARD",
 	}
 	LossCause_value = map[string]int32{
 		"LOSS_CAUSE_UNSPECIFIED": 0,
 		"LOSS_CAUSE_SILENT":      1,
 		"LOSS_CAUSE_FORGOTTEN":   2,
 		"LOSS_CAUSE_NOT_SEALED":  3,
+		"LOSS_CAUSE_UNHEARD":     4,
 	}
 )
 
@@ -1362,12 +1366,13 @@ const file_verbatim_execution_v1_process_proto_rawDesc = "" +
 	"\x19TERMINATION_CAUSE_TIMEOUT\x10\x01\x12\x1c\n" +
 	"\x18TERMINATION_CAUSE_CANCEL\x10\x02\x12%\n" +
 	"!TERMINATION_CAUSE_RUNNER_SHUTDOWN\x10\x03\x12#\n" +
-	"\x1fTERMINATION_CAUSE_RUNNER_KILLED\x10\x04*s\n" +
+	"\x1fTERMINATION_CAUSE_RUNNER_KILLED\x10\x04*\x8b\x01\n" +
 	"\tLossCause\x12\x1a\n" +
 	"\x16LOSS_CAUSE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11LOSS_CAUSE_SILENT\x10\x01\x12\x18\n" +
 	"\x14LOSS_CAUSE_FORGOTTEN\x10\x02\x12\x19\n" +
-	"\x15LOSS_CAUSE_NOT_SEALED\x10\x03B=Z;verbatim.dev/events/proto/verbatim/execution/v1;executionv1b\x06proto3"
+	"\x15LOSS_CAUSE_NOT_SEALED\x10\x03\x12\x16\n" +
+	"\x12LOSS_CAUSE_UNHEARD\x10\x04B=Z;verbatim.dev/events/proto/verbatim/execution/v1;executionv1b\x06proto3"
 
 var (
 	file_verbatim_execution_v1_process_proto_rawDescOnce sync.Once
