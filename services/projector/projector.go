@@ -63,9 +63,9 @@ type Fact struct {
 }
 
 // New returns a projector of a log of facts with the given number of partitions, which keeps at most so many states
-// in memory. Stop it in the end.
+// in memory, and KeptBytes of them. Stop it in the end.
 func New(r Rows, a Archive, partitions, keep int, logger *slog.Logger, registry prometheus.Registerer) (*Projector, error) {
-	p := &Projector{rows: r, archive: a, partitions: partitions, states: newStates(keep), logger: logger, skipped: prometheus.NewCounter(prometheus.CounterOpts{
+	p := &Projector{rows: r, archive: a, partitions: partitions, states: newStates(keep, KeptBytes), logger: logger, skipped: prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "verbatim_projector_skipped_records_total", Help: "Records of the log of facts that are no event.",
 	})}
 	if err := registry.Register(p.skipped); err != nil {
@@ -114,6 +114,7 @@ func (p *Projector) Fold(ctx context.Context, facts []Fact) error {
 	}
 	changed := p.states.changed()
 	if len(changed) == 0 {
+		p.states.stored()
 		return nil
 	}
 	if err := retry.Until(ctx, p.logger, "store rows", func() error { return p.rows.InsertRows(ctx, changed) }); err != nil {

@@ -279,3 +279,44 @@ func TestAStateThatCannotBeReadIsRebuiltFromTheArchive(t *testing.T) {
 		}
 	}
 }
+
+// Facts that come again, all of them, as after a group was set back: they change nothing, and the states that they were compared with
+// leave as others do.
+func TestStatesOfFactsThatSayNothingNewLeave(t *testing.T) {
+	t.Parallel()
+	rows := newTable()
+	first, again := open(t, rows, 2), open(t, rows, 2)
+	for _, p := range []*Projector{first, again} {
+		for n := range 10 {
+			if err := p.Fold(t.Context(), facts(story(t, id(n), 3), 0, 1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if kept := p.states.recent.Len(); kept != 2 || len(p.states.byID) != 2 {
+			t.Errorf("%d states are kept, want 2", kept)
+		}
+	}
+}
+
+// However many states may stay, they stay within a bound of bytes; the newest stays in any case.
+func TestStatesLeaveWhenTheyAreLarge(t *testing.T) {
+	t.Parallel()
+	rows := newTable()
+	p := open(t, rows, 1000)
+	size := execution.New(id(0)).Size()
+	p.states.keepBytes = 5 * size
+	for n := range 100 {
+		if err := p.Fold(t.Context(), facts(story(t, id(n), 3), n%3, 1)); err != nil {
+			t.Fatal(err)
+		}
+		if kept := p.states.recent.Len(); kept > 5 || kept == 0 {
+			t.Fatalf("%d states are kept, at most 5 have room", kept)
+		}
+	}
+	p.states.forget(0)
+	p.states.forget(1)
+	p.states.forget(2)
+	if p.states.bytes != 0 {
+		t.Errorf("%d bytes are counted for no state", p.states.bytes)
+	}
+}

@@ -6,10 +6,15 @@ import (
 	"verbatim.dev/projections/execution"
 )
 
+// KeptBytes bounds the memory of the states that a projector keeps: when they have more, fewer of them stay than it was told to keep.
+const KeptBytes = 256 << 20
+
 // states keeps folded states, the least lately used one leaving first. It is used by one flush at a
 // time and has no lock.
 type states struct {
 	keep        int
+	keepBytes   int
+	bytes       int                      // of all states, as they were when they were stored or loaded
 	byID        map[string]*list.Element // of *state
 	recent      *list.List               // front: lately used
 	dirty       map[string]*state        // folded and not yet stored; these never leave
@@ -19,12 +24,13 @@ type states struct {
 type state struct {
 	id        string
 	partition int
+	bytes     int
 	fold      *execution.State
 }
 
-func newStates(keep int) *states {
+func newStates(keep, keepBytes int) *states {
 	return &states{
-		keep: keep, byID: map[string]*list.Element{}, recent: list.New(),
+		keep: keep, keepBytes: keepBytes, byID: map[string]*list.Element{}, recent: list.New(),
 		dirty: map[string]*state{}, assignments: map[int]uint64{},
 	}
 }
@@ -54,11 +60,16 @@ func (s *states) assign(facts []Fact) (missing []string) {
 func (s *states) forget(partition int) {
 	for id, e := range s.byID {
 		if st := e.Value.(*state); st.partition == partition {
-			s.recent.Remove(e)
-			delete(s.byID, id)
+			s.drop(e)
 			delete(s.dirty, id)
 		}
 	}
+}
+
+func (s *states) drop(e *list.Element) {
+	st := s.recent.Remove(e).(*state)
+	delete(s.byID, st.id)
+	s.bytes -= st.bytes
 }
 
 // put adds the loaded states, and new ones for ids that have no row.
@@ -68,7 +79,9 @@ func (s *states) put(ids []string, loaded map[string]*execution.State) {
 		if fold == nil {
 			fold = execution.New(id)
 		}
-		s.byID[id] = s.recent.PushFront(&state{id: id, fold: fold})
+		st := &state{id: id, bytes: fold.Size(), fold: fold}
+		s.bytes += st.bytes
+		s.byID[id] = s.recent.PushFront(st)
 	}
 }
 
@@ -92,9 +105,13 @@ func (s *states) changed() []*execution.State {
 
 // stored says that every changed row is in the store, and lets the longest unused states go.
 func (s *states) stored() {
+	for _, st := range s.dirty {
+		s.bytes -= st.bytes
+		st.bytes = st.fold.Size()
+		s.bytes += st.bytes
+	}
 	clear(s.dirty)
-	for s.recent.Len() > s.keep {
-		st := s.recent.Remove(s.recent.Back()).(*state)
-		delete(s.byID, st.id)
+	for s.recent.Len() > s.keep || s.bytes > s.keepBytes && s.recent.Len() > 1 {
+		s.drop(s.recent.Back())
 	}
 }

@@ -92,6 +92,9 @@ type lines struct {
 
 func (l *lines) Name() string { return "file " + l.path }
 
+// Grouped is false: what an export wrote is, but anybody may write such a file.
+func (l *lines) Grouped() bool { return false }
+
 func (l *lines) Total(_ context.Context, position json.RawMessage) (uint64, string, error) {
 	info, err := os.Stat(l.path)
 	if err != nil {

@@ -26,6 +26,8 @@ func Log(c kafka.Config, f Filter) Source { return &log{config: c, filter: f} }
 
 func (l *log) Name() string { return "kafka" }
 
+func (l *log) Grouped() bool { return false }
+
 // bounds returns the first and the end offset of the partitions that are read.
 func (l *log) bounds(ctx context.Context, position json.RawMessage) (first, end map[int]int64, err error) {
 	admin, err := kafka.NewAdmin(l.config)

@@ -76,6 +76,8 @@ type parquetFile struct {
 
 func (p *parquetFile) Name() string { return "file " + p.path }
 
+func (p *parquetFile) Grouped() bool { return false }
+
 func (p *parquetFile) open() (*os.File, *parquet.GenericReader[row], error) {
 	file, err := os.Open(p.path)
 	if err != nil {

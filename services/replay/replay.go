@@ -27,7 +27,8 @@ type Config struct {
 	Into   *clickhouse.Shadow
 	// Restart begins anew where an unfinished replay could go on.
 	Restart bool
-	// Keep is how many states stay in memory. 0 is 5,000.
+	// Keep is how many states stay in memory, as far as there is room (projector.KeptBytes). 0 is 5,000. Of a source that is grouped
+	// none is needed.
 	Keep int
 	// Batch is how many facts are folded and stored at once. 0 is 20,000.
 	Batch int
@@ -90,7 +91,9 @@ func Run(ctx context.Context, c Config) (Result, error) {
 	if err := c.Filter.Validate(); err != nil {
 		return Result{}, err
 	}
-	c.Keep = cmp.Or(c.Keep, defaultKeep)
+	if c.Keep = cmp.Or(c.Keep, defaultKeep); c.Source.Grouped() {
+		c.Keep = 1 // The execution that goes on in the next batch.
+	}
 	c.Batch = cmp.Or(c.Batch, defaultBatch)
 	c.SaveEvery = cmp.Or(c.SaveEvery, defaultSave)
 	r := &run{Config: c}
@@ -98,7 +101,7 @@ func Run(ctx context.Context, c Config) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	r.rows = &freshRows{Shadow: c.Into, fresh: !resumed, stored: map[string]struct{}{}}
+	r.rows = &freshRows{Shadow: c.Into, grouped: c.Source.Grouped(), fresh: !resumed, stored: map[string]struct{}{}}
 	r.projector, err = projector.New(r.rows, c.Store, 1, c.Keep, c.Logger, prometheus.NewRegistry())
 	if err != nil {
 		return Result{}, err
@@ -192,11 +195,13 @@ func (r *run) save(ctx context.Context) error {
 	return r.Into.SavePosition(ctx, text)
 }
 
-// freshRows spares the question for rows of a table that was empty at the start and has none of them yet.
+// freshRows spares the question for rows that nobody needs: those of a table that was empty at the start and has none of them yet, and
+// those of executions that the source tells of whole.
 type freshRows struct {
 	*clickhouse.Shadow
-	fresh  bool
-	stored map[string]struct{} // 16 bytes of each id that was stored
+	grouped bool
+	fresh   bool
+	stored  map[string]struct{} // 16 bytes of each id that was stored
 }
 
 // maxStored bounds the memory of what was stored, some 100 MB.
@@ -205,6 +210,9 @@ const maxStored = 1_000_000
 func short(id string) string { return id[max(0, len(id)-16):] }
 
 func (f *freshRows) LoadStates(ctx context.Context, ids []string) (map[string]*execution.State, error) {
+	if f.grouped {
+		return map[string]*execution.State{}, nil
+	}
 	if f.fresh {
 		known := ids[:0:0]
 		for _, id := range ids {
@@ -221,7 +229,7 @@ func (f *freshRows) LoadStates(ctx context.Context, ids []string) (map[string]*e
 }
 
 func (f *freshRows) InsertRows(ctx context.Context, states []*execution.State) error {
-	if f.fresh {
+	if f.fresh && !f.grouped {
 		for _, s := range states {
 			f.stored[short(s.ID())] = struct{}{}
 		}

@@ -71,6 +71,9 @@ type Source interface {
 	Total(ctx context.Context, position json.RawMessage) (n uint64, unit string, err error)
 	// Facts yields the facts after a position. It may yield more than the filter takes. After an error nothing more comes.
 	Facts(ctx context.Context, position json.RawMessage) iter.Seq2[Fact, error]
+	// Grouped says that the facts of an execution come right after each other, and all of them: an execution is behind the source when
+	// the next one begins. After a resumption the one it stopped in comes whole.
+	Grouped() bool
 	// Position is from where on everything comes again that was not yielded yet, and how many units are behind it.
 	Position() (position json.RawMessage, done uint64)
 }
@@ -88,6 +91,8 @@ type archive struct {
 func Archive(s *clickhouse.Store, f Filter) Source { return &archive{store: s, filter: f} }
 
 func (a *archive) Name() string { return "archive" }
+
+func (a *archive) Grouped() bool { return true }
 
 func (a *archive) scope(position json.RawMessage) (clickhouse.Range, error) {
 	r := clickhouse.Range{Since: a.filter.Since, Until: a.filter.Until}
@@ -108,7 +113,7 @@ func (a *archive) Total(ctx context.Context, position json.RawMessage) (uint64, 
 	if err != nil {
 		return 0, "", err
 	}
-	n, _, err := a.store.CountFacts(ctx, r)
+	n, err := a.store.CountFacts(ctx, r)
 	return n, "facts", err
 }
 
