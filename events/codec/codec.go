@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"mime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -70,33 +71,24 @@ func Encode(e events.Event) (headers map[string]string, value []byte, err error)
 	return headers, e.Payload, nil
 }
 
-// Decode reads a record in binary or structured mode. Header names are matched without regard to case.
+// Decode reads a record in binary or structured mode. Header names are matched without regard to case; of several that differ only in
+// case the one in lower case counts, without it the first in the order of bytes.
 // The event shares value's memory.
 func Decode(headers map[string]string, value []byte) (events.Event, error) {
-	attributes := make(map[string]string, len(headers))
-	contentType := ""
-	for name, v := range headers {
-		switch name = strings.ToLower(name); {
-		case name == headerContentType:
-			contentType = v
-		case strings.HasPrefix(name, headerPrefix):
-			attributes[name[len(headerPrefix):]] = v
-		}
-	}
-	media, _, err := mime.ParseMediaType(contentType)
-	if err != nil && contentType != "" {
+	a, contentType := binary(headers)
+	media, err := mediaType(contentType)
+	if err != nil {
 		return events.Event{}, malformed("content-type %q: %w", cut(contentType), err)
 	}
 	if strings.HasPrefix(media, "application/cloudevents") {
 		if media != structuredJSON {
 			return events.Event{}, malformed("content-type %q: of the structured modes only %s is read", cut(contentType), structuredJSON)
 		}
-		attributes, media, value, err = structured(value)
-		if err != nil {
+		if a, media, value, err = structured(value); err != nil {
 			return events.Event{}, err
 		}
 	}
-	e, err := fromAttributes(attributes)
+	e, err := a.event()
 	if err != nil {
 		return events.Event{}, err
 	}
@@ -110,28 +102,98 @@ func Decode(headers map[string]string, value []byte) (events.Event, error) {
 	return e, nil
 }
 
-func fromAttributes(a map[string]string) (events.Event, error) {
-	if v := a["specversion"]; v != "1.0" {
-		return events.Event{}, malformed("specversion is %q, only CloudEvents 1.0 is read", cut(v))
+// mediaType is the content type without parameters; that of nothing is nothing.
+func mediaType(contentType string) (string, error) {
+	switch contentType {
+	case "", events.ContentTypeProtobuf, events.ContentTypeJSON:
+		return contentType, nil
 	}
-	e := events.Event{ID: a["id"], Source: a["source"], Type: a["type"], Subject: a["subject"], Traceparent: a["traceparent"]}
+	media, _, err := mime.ParseMediaType(contentType)
+	return media, err
+}
+
+// binary takes the headers of a record apart.
+func binary(headers map[string]string) (a attributes, contentType string) {
+	take := func(name, value string) {
+		if name == headerContentType {
+			contentType = value
+		} else if attribute, ok := strings.CutPrefix(name, headerPrefix); ok {
+			a.set(attribute, value)
+		}
+	}
+	var others []string // not in lower case
+	for name, v := range headers {
+		if strings.ToLower(name) == name {
+			take(name, v)
+		} else {
+			others = append(others, name)
+		}
+	}
+	slices.Sort(others)
+	for _, name := range slices.Backward(others) { // Of two the first is taken last, and stays.
+		lower := strings.ToLower(name)
+		if _, ok := headers[lower]; !ok {
+			take(lower, headers[name])
+		}
+	}
+	return a, contentType
+}
+
+// attributes are those of a CloudEvent that are read.
+type attributes struct {
+	specversion, id, source, typ, subject, time, traceparent, sequence, attempt, partitionKey string
+	hasPartitionKey                                                                           bool
+}
+
+// set sets one by its name. Unknown ones are none of Verbatim's.
+func (a *attributes) set(name, value string) {
+	switch name {
+	case "specversion":
+		a.specversion = value
+	case "id":
+		a.id = value
+	case "source":
+		a.source = value
+	case "type":
+		a.typ = value
+	case "subject":
+		a.subject = value
+	case "time":
+		a.time = value
+	case "traceparent":
+		a.traceparent = value
+	case "sequence":
+		a.sequence = value
+	case "attempt":
+		a.attempt = value
+	case "partitionkey":
+		a.partitionKey, a.hasPartitionKey = value, true
+	}
+}
+
+// event is the event without its payload.
+func (a *attributes) event() (events.Event, error) {
+	if a.specversion != "1.0" {
+		return events.Event{}, malformed("specversion is %q, only CloudEvents 1.0 is read", cut(a.specversion))
+	}
+	e := events.Event{ID: a.id, Source: a.source, Type: a.typ, Subject: a.subject, Traceparent: a.traceparent}
 	var err error
-	if e.Sequence, err = strconv.ParseUint(a["sequence"], 10, 64); err != nil {
-		return events.Event{}, malformed("sequence is %q, it is a number counted from 1", cut(a["sequence"]))
+	if e.Sequence, err = strconv.ParseUint(a.sequence, 10, 64); err != nil {
+		return events.Event{}, malformed("sequence is %q, it is a number counted from 1", cut(a.sequence))
 	}
-	attempt, err := strconv.ParseUint(a["attempt"], 10, 32)
+	attempt, err := strconv.ParseUint(a.attempt, 10, 32)
 	if err != nil {
-		return events.Event{}, malformed("attempt is %q, it is a number (0 for the execution itself)", cut(a["attempt"]))
+		return events.Event{}, malformed("attempt is %q, it is a number (0 for the execution itself)", cut(a.attempt))
 	}
 	e.Attempt = uint32(attempt)
-	if t := a["time"]; t != "" {
-		if e.Time, err = time.Parse(time.RFC3339Nano, t); err != nil {
-			return events.Event{}, malformed("time is %q, it is written as RFC 3339", cut(t))
+	if a.time != "" {
+		if e.Time, err = time.Parse(time.RFC3339Nano, a.time); err != nil {
+			return events.Event{}, malformed("time is %q, it is written as RFC 3339", cut(a.time))
 		}
 		e.Time = e.Time.UTC()
 	}
-	if k, ok := a["partitionkey"]; ok && k != e.Subject {
-		return events.Event{}, malformed("partitionkey is %q, it must equal the subject %q", cut(k), cut(e.Subject))
+	if a.hasPartitionKey && a.partitionKey != e.Subject {
+		return events.Event{}, malformed("partitionkey is %q, it must equal the subject %q", cut(a.partitionKey), cut(e.Subject))
 	}
 	return e, nil
 }

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -228,4 +229,49 @@ func FuzzDecode(f *testing.F) {
 			t.Fatalf("encoded but not decoded: %v", err)
 		}
 	})
+}
+
+// Headers whose names differ only in case must give one event, whoever reads them and how often: the row is folded from one reading and
+// the archive is filled by another.
+func TestNamesThatDifferInCaseGiveOneEvent(t *testing.T) {
+	t.Parallel()
+	sample := eventstest.Samples()[0]
+	headers, value, err := codec.Encode(sample)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, shadows := range []map[string]string{
+		{"ce_source": "/right", "CE_SOURCE": "/a", "Ce_Source": "/b", "cE_source": "/c"},
+		{"CE_SOURCE": "/right", "Ce_Source": "/b", "cE_source": "/c"},
+	} {
+		given := maps.Clone(headers)
+		delete(given, "ce_source")
+		maps.Copy(given, shadows)
+		for range 50 {
+			e, err := codec.Decode(given, value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e.Source != "/right" {
+				t.Fatalf("of %v the source %q was taken", shadows, e.Source)
+			}
+		}
+	}
+}
+
+func BenchmarkDecode(b *testing.B) {
+	e, err := events.Producer{Name: "runner", Source: "/verbatim/runner/r"}.Event("019366e0-7c00-7000-8000-000000000001", 1, 7,
+		time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC), &executionv1.OutputChunk{Stream: executionv1.Stream_STREAM_STDOUT, Data: make([]byte, 64)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	headers, value, err := codec.Encode(e)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if _, err := codec.Decode(headers, value); err != nil {
+			b.Fatal(err)
+		}
+	}
 }
