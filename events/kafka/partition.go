@@ -232,9 +232,14 @@ func (p *partition) sweep() bool {
 	var acked []*delivery
 	var nacked *delivery
 	p.window.flying(func(_ int64, d *delivery) bool {
+		// Two selects of one case, which take no lock: of many messages in flight hardly one has an answer.
 		select {
 		case <-d.msg.Acked():
 			acked = append(acked, d)
+			return true
+		default:
+		}
+		select {
 		case <-d.msg.Nacked():
 			if nacked == nil {
 				nacked = d

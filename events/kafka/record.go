@@ -108,6 +108,7 @@ func headerText(records ...*Record) string {
 // message is Message with the record's part of a headerText, whose rest it returns.
 func (r *Record) message(text string) (*message.Message, string) {
 	m := message.NewMessage("", r.Value)
+	m.Metadata = make(message.Metadata, len(r.Headers))
 	for _, h := range r.Headers {
 		m.Metadata[h.Key] = text[:len(h.Value)]
 		text = text[len(h.Value):]

@@ -27,6 +27,9 @@ import (
 const (
 	sinkInFlight   = 4096
 	sinkFetchBytes = 4 << 20
+	// projectorInFlight has room for more than the projector's three batches, so that the next one is made ready while they are
+	// worked on. What it gathers is bounded in bytes by its batches.
+	projectorInFlight = 8192
 	// sinkInFlightBytes is for each partition: a recorder whose store is slow holds no more.
 	sinkInFlightBytes = 8 << 20
 )
@@ -106,7 +109,7 @@ func Projector(b Base, dsn string, keep int) lifecycle.Service {
 			return nil, err
 		}
 		n.release = p.Stop
-		return []consumer{{topic: events.TopicExecutions, inFlight: sinkInFlight, fetchBytes: sinkFetchBytes, take: p.Take}}, nil
+		return []consumer{{topic: events.TopicExecutions, inFlight: projectorInFlight, fetchBytes: sinkFetchBytes, take: p.Take}}, nil
 	}
 	return n
 }
