@@ -47,6 +47,10 @@ kill-loop: deps ## kill worker, broker, supervisor and stack hundreds of times u
 	@scripts/kill-loop embedded
 	@scripts/kill-loop apache
 
+.PHONY: prove-big-stream
+prove-big-stream: deps ## 10 GB of one process into an S3 server that is stopped meanwhile: the digests, and the recorder's memory
+	@scripts/big-stream
+
 .PHONY: bench-runner
 bench-runner: ## the runner beside a bare os/exec loop and `command > file`, in one run
 	@scripts/bench-runner

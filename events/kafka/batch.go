@@ -16,6 +16,10 @@ import (
 // maxUnpacked bounds what one compressed batch may become. Brokers bound the compressed batch only.
 const maxUnpacked = 256 << 20
 
+// likelyUnpacked bounds the guess at what a batch becomes that is not four times as large: of two streams one may be packed a thousandfold,
+// and the other one not at all.
+const likelyUnpacked = 2 << 20
+
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // batch is the head of a record batch in format v2 (https://kafka.apache.org/documentation/#recordbatch).
@@ -93,7 +97,7 @@ func (m *memo) room(packed int) int {
 	if m.growth == 0 {
 		m.growth = 4
 	}
-	return min(int(float64(packed)*m.growth*1.05), maxUnpacked) + bytes.MinRead
+	return min(int(float64(packed)*m.growth*1.05), max(likelyUnpacked, 4*packed), maxUnpacked) + bytes.MinRead
 }
 
 func (m *memo) unpacked(packed, n int) {
@@ -142,11 +146,11 @@ func (n names) get(b []byte) string {
 	return s
 }
 
-// read appends the batch's records from offset from on. They share the memory of the batch.
-func (x *batch) read(records []*Record, from int64, at Position, seen *memo) ([]*Record, error) {
+// read appends the batch's records from offset from on, and returns also the bytes of the memory that they share.
+func (x *batch) read(records []*Record, from int64, at Position, seen *memo) ([]*Record, int, error) {
 	raw, err := x.unpacked(seen)
 	if err != nil {
-		return records, err
+		return records, 0, err
 	}
 	count := min(x.count, len(raw)/smallestRecord)
 	slab := make([]Record, 0, count)
@@ -156,12 +160,12 @@ func (x *batch) read(records []*Record, from int64, at Position, seen *memo) ([]
 	var before []Header
 	for range x.count {
 		if len(slab) == count {
-			return records, errShort
+			return records, 0, errShort
 		}
 		slab = append(slab, Record{Position: at})
 		r := &slab[len(slab)-1]
 		if headers, err = x.record(d, r, headers, before, seen.names); err != nil {
-			return records, err
+			return records, 0, err
 		}
 		before = r.Headers
 		if r.Offset >= from {
@@ -171,7 +175,7 @@ func (x *batch) read(records []*Record, from int64, at Position, seen *memo) ([]
 	if count > 0 {
 		seen.headers = min((len(headers)+count-1)/count, maxHeaderHint)
 	}
-	return records, nil
+	return records, cap(raw), nil
 }
 
 // record reads one record; before is the headers of the one before it.

@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"bytes"
+	"encoding/binary"
 	"testing"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 // encoded is a record set as kafka-go writes it, without the length in front.
 func encoded(t testing.TB, attributes protocol.Attributes, records ...protocol.Record) []byte {
 	t.Helper()
+	fastZstd() // Later it would be a race with another test's publisher.
 	var b bytes.Buffer
 	set := protocol.RecordSet{Version: 2, Attributes: attributes, Records: protocol.NewRecordReader(records...)}
 	if _, err := set.WriteTo(&b); err != nil {
@@ -117,4 +119,58 @@ func FuzzResponse(f *testing.F) {
 			t.Fatal("more records than bytes")
 		}
 	})
+}
+
+// A response of little bytes that become many is uncompressed piece by piece; nothing of it is lost, and what comes after it neither.
+func TestWhatIsUncompressedAtOnceIsBounded(t *testing.T) {
+	t.Parallel()
+	const batches, size = 40, 1 << 20
+	var packed []byte
+	for range batches {
+		packed = append(packed, encoded(t, protocol.Attributes(kafkago.Zstd), protocol.Record{Value: protocol.NewBytes(make([]byte, size))})...)
+	}
+	all := packed
+	for n := range int64(batches) {
+		binary.BigEndian.PutUint64(all, uint64(n))
+		all = all[batchHead+binary.BigEndian.Uint32(all[8:]):]
+	}
+	if len(packed) > DefaultFetchBytes/4 {
+		t.Fatalf("%d bytes are no small response", len(packed))
+	}
+	c := &cursor{topic: "t", maxBytes: 4 * size}
+	res := &fetchResponse{records: append(packed, packed[:50]...), body: packed, highWatermark: batches}
+	next := int64(0)
+	for reads := 0; res != nil; reads++ {
+		records, err := c.collect(res)
+		if err != nil {
+			t.Fatal(err)
+		}
+		total := 0
+		for _, r := range records {
+			if r.Offset != next || r.HighWatermark != batches {
+				t.Fatalf("record %d of %d, want %d", r.Offset, r.HighWatermark, next)
+			}
+			next, total = next+1, total+len(r.Value)
+		}
+		if total > 5*size {
+			t.Errorf("%d bytes are uncompressed at once, %d are allowed", total, c.maxBytes)
+		}
+		res, c.rest = c.rest, nil
+	}
+	if next != batches {
+		t.Errorf("%d records of %d", next, batches)
+	}
+	if cap(c.buffer) == 0 {
+		t.Error("the response's memory is not used again")
+	}
+}
+
+// After zeros come bytes that cannot be packed: the guess at what they become must not be a thousand times what they are.
+func TestRoomAfterZeros(t *testing.T) {
+	t.Parallel()
+	var m memo
+	m.unpacked(1000, 1<<20)
+	if got := m.room(1 << 20); got > 5<<20 {
+		t.Errorf("room of %d bytes for a batch of 1 MiB", got)
+	}
 }

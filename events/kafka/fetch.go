@@ -35,6 +35,8 @@ type cursor struct {
 	seen      memo
 	// buffer is the last response, when no record shares its memory.
 	buffer []byte
+	// rest is what of a response is not uncompressed yet. However little packed records take, about maxBytes of them are in memory at once.
+	rest *fetchResponse
 }
 
 // errStuck says that the broker answers with data that holds nothing to read.
@@ -52,6 +54,12 @@ func (c *cursor) read(ctx context.Context) ([]*Record, error) {
 			c.next = first
 		} else {
 			c.next = end
+		}
+	}
+	if rest := c.rest; rest != nil {
+		c.rest = nil
+		if records, err := c.collect(rest); len(records) > 0 || err != nil {
+			return records, err
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, fetchWait+requestTimeout)
@@ -91,15 +99,19 @@ func (c *cursor) outOfRange(ctx context.Context) error {
 
 // collect takes the records out of the response and moves the cursor behind them, also where there is nothing to
 // take: control batches and batches that compaction emptied. What comes before something unreadable is returned
-// without an error; the next read begins there and says so.
+// without an error; the next read begins there and says so. When maxBytes are uncompressed, the rest waits for the next read.
 func (c *cursor) collect(res *fetchResponse) ([]*Record, error) {
 	at := Position{Topic: c.topic, Partition: c.partition, HighWatermark: res.highWatermark}
 	if c.seen.names == nil {
 		c.seen.names = names{}
 	}
 	var records []*Record
-	began, shared := c.next, false
+	began, unpacked, limit := c.next, 0, orDefault(c.maxBytes, DefaultFetchBytes)
 	for left := res.records; len(left) > 0; {
+		if unpacked >= limit && len(records) > 0 {
+			c.rest = &fetchResponse{records: left, body: res.body, highWatermark: res.highWatermark, again: true, shared: res.shared}
+			return records, nil
+		}
 		x, rest, ok, err := nextBatch(left)
 		if !ok {
 			break
@@ -109,9 +121,10 @@ func (c *cursor) collect(res *fetchResponse) ([]*Record, error) {
 		}
 		if err == nil && !x.control() {
 			var more []*Record
-			shared = shared || !x.compressed()
-			if more, err = x.read(records, c.next, at, &c.seen); err == nil {
-				records = more
+			var size int
+			res.shared = res.shared || !x.compressed()
+			if more, size, err = x.read(records, c.next, at, &c.seen); err == nil {
+				records, unpacked = more, unpacked+size
 			}
 		}
 		if err != nil && c.next == began {
@@ -122,10 +135,10 @@ func (c *cursor) collect(res *fetchResponse) ([]*Record, error) {
 		}
 		c.next = x.last + 1
 	}
-	if !shared && cap(res.body) <= maxKept {
+	if !res.shared && cap(res.body) <= maxKept {
 		c.buffer = res.body
 	}
-	if len(res.records) > 0 && c.next == began {
+	if len(res.records) > 0 && c.next == began && !res.again {
 		return nil, fmt.Errorf("fetch %s/%d/%d: %w", c.topic, c.partition, c.next, errStuck)
 	}
 	return records, nil

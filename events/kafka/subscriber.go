@@ -53,7 +53,8 @@ type SubscriberOptions struct {
 	// SessionTimeout is how long the group waits for a silent member before it gives its partitions
 	// away. Brokers take 6 s to 5 min by default.
 	SessionTimeout time.Duration
-	// FetchBytes bounds one fetched response per partition. Three such responses may be in memory.
+	// FetchBytes bounds one fetched response per partition, and again what is uncompressed of it at one time; one batch is always. Three times
+	// as much may be in memory.
 	FetchBytes int
 	// OwnRecords gives every message memory of its own, at the cost of a copy. Otherwise a message that is in flight for long keeps all that were
 	// written together with it in memory, which may be some MiB.

@@ -42,6 +42,8 @@ type fetchResponse struct {
 	highWatermark int64
 	records       []byte
 	body          []byte // what records is a part of
+	// again says that something of it was taken before, shared that records share its memory.
+	again, shared bool
 }
 
 var (

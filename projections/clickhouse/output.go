@@ -27,7 +27,7 @@ type Chunk struct {
 }
 
 // outputPageBytes is the stretch of a stream that one query reads.
-const outputPageBytes = 8 << 20
+const outputPageBytes = 4 << 20
 
 const ofStream = `created_day = {day:Date} AND execution_id = {id:String} AND attempt = {attempt:UInt32} AND stream = {stream:String}`
 
@@ -125,6 +125,9 @@ func (q streamQuery) read(ctx context.Context, at, to uint64, yield func(Chunk) 
 			return err
 		}
 		at = max(end, high)
+		if end >= high {
+			continue // Most likely it goes on there.
+		}
 		var more, next uint64
 		if err := q.store.conn.QueryRow(ctx, nextOutputSQL, append(q.args[:len(q.args):len(q.args)], clickhouse.Named("high", high))...).Scan(&more, &next); err != nil {
 			return err
@@ -147,12 +150,13 @@ func (q streamQuery) page(ctx context.Context, at, high, to uint64, yield func(C
 	}
 	defer func() { err = errors.Join(err, rows.Close()) }()
 	for rows.Next() {
-		var contentType, payload string
+		var contentType string
+		var payload []byte
 		c := Chunk{Attempt: q.attempt, Stream: q.stream}
 		if err := rows.Scan(&c.Sequence, &c.Offset, &contentType, &payload); err != nil {
 			return 0, err
 		}
-		data, err := decode(events.TypeOutputChunk, contentType, []byte(payload))
+		data, err := decode(events.TypeOutputChunk, contentType, payload)
 		if err != nil {
 			return 0, fmt.Errorf("sequence %d: %w", c.Sequence, err)
 		}

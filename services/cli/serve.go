@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	clickhousestore "verbatim.dev/projections/clickhouse"
@@ -248,8 +249,15 @@ type recorderCommand struct {
 	artifactMakerFlags
 }
 
+// recorderGC is the recorder's GOGC. What is live of it are buffers without pointers, which cost the collector nothing to look through; by
+// default as much again would lie around as garbage.
+const recorderGC = 50
+
 // Run is called by kong.
 func (c *recorderCommand) Run(ctx context.Context, s *session) error {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(recorderGC)
+	}
 	return s.serve(ctx, c.kafkaFlags, c.healthFlags, func(b wiring.Base) (lifecycle.Service, error) {
 		if c.PrepareWithin <= 0 {
 			return nil, fmt.Errorf("--prepare-within is %s, it must be positive", c.PrepareWithin)

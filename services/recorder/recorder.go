@@ -46,8 +46,9 @@ type Observer interface {
 }
 
 // Limits of a batch: a store takes few large inserts better than many small ones, and a fact is to be
-// found within a second.
-var limits = batch.Config{Items: 20_000, Bytes: 16 << 20, Delay: 200 * time.Millisecond}
+// found within a second. What a batch holds is in memory some five times on its way, and half of what one partition may have in flight (package
+// wiring) lets the next batch be gathered while one is stored.
+var limits = batch.Config{Items: 20_000, Bytes: 4 << 20, Delay: 200 * time.Millisecond}
 
 // Publisher writes messages to a topic. It returns nil only when every message is kept.
 type Publisher interface {

@@ -78,7 +78,7 @@ func Recorder(b Base, dsn string, c watchdog.Config, files Artifacts) lifecycle.
 			return nil, err
 		}
 		return append(artifacts, []consumer{
-			{topic: events.TopicExecutions, inFlight: sinkInFlight, inFlightBytes: sinkInFlightBytes, fetchBytes: sinkFetchBytes, owned: dog.Owned, handle: r.Handle},
+			{topic: events.TopicExecutions, inFlight: sinkInFlight, inFlightBytes: sinkInFlightBytes, fetchBytes: sinkFetchBytes / 2, owned: dog.Owned, handle: r.Handle},
 			{topic: events.TopicControl, inFlight: 64, handle: r.HandleControl},
 			{topic: events.TopicRunners, inFlight: 64, handle: decodes},
 		}...), nil
