@@ -80,7 +80,7 @@ func (f Filter) where() (string, []any) {
 // listSQL first picks the ids, reading the few columns of the condition, then the rows of those ids.
 func (f Filter) listSQL() (string, []any) {
 	where, args := f.where()
-	return `SELECT ` + list(listColumns) + `
+	return `SELECT ` + list(readAs(listColumns)) + `
 FROM executions FINAL
 WHERE (created_day, execution_id) IN (
 	SELECT created_day, execution_id

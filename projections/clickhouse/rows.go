@@ -128,7 +128,7 @@ func (s *Store) loadStates(ctx context.Context, table string, ids, days []string
 	return broken, rows.Err()
 }
 
-var rowSQL = `SELECT ` + list(rowColumns) + `
+var rowSQL = `SELECT ` + list(readAs(rowColumns)) + `
 FROM %s FINAL
 PREWHERE created_day = {day:Date} AND execution_id = {id:String}` + final
 

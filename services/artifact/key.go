@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"verbatim.dev/events"
 )
@@ -78,4 +79,26 @@ func ParsePart(key string) (offset uint64, ok bool) {
 	name := key[strings.LastIndexByte(key, '/')+1:]
 	offset, err := strconv.ParseUint(name, 10, 64)
 	return offset, err == nil && len(name) == 20
+}
+
+// DayOf is the day (UTC) of an object of this package's naming, whatever it is of an attempt; false for any other object.
+func DayOf(key string) (time.Time, bool) {
+	parts := strings.SplitN(key, "/", 4)
+	if len(parts) < 4 || parts[3] == "" {
+		return time.Time{}, false
+	}
+	number, err := strconv.ParseUint(parts[2], 10, 32)
+	if err != nil {
+		return time.Time{}, false
+	}
+	folder, err := Attempt{Execution: parts[1], Number: uint32(number)}.Folder()
+	if err != nil || folder != key[:len(key)-len(parts[3])] {
+		return time.Time{}, false
+	}
+	return day(parts[0])
+}
+
+func day(name string) (time.Time, bool) {
+	t, err := time.Parse(time.DateOnly, name)
+	return t, err == nil
 }

@@ -176,6 +176,32 @@ func (s *Store) List(ctx context.Context, prefix string, f func(Object) error) e
 	}
 }
 
+// Days are the days (UTC) of which there may be artifacts, in their order.
+func (s *Store) Days(ctx context.Context) (days []time.Time, err error) {
+	for page := s.bucket.List(&blob.ListOptions{Delimiter: "/"}); ; {
+		o, err := page.Next(ctx)
+		if errors.Is(err, io.EOF) {
+			return days, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list the days of artifacts: %w", err)
+		}
+		if d, ok := day(strings.TrimSuffix(o.Key, "/")); ok && o.IsDir {
+			days = append(days, d)
+		}
+	}
+}
+
+// ListDay calls f for the objects of a day as List does, and leaves out what is not of this package's naming.
+func (s *Store) ListDay(ctx context.Context, day time.Time, f func(Object) error) error {
+	return s.List(ctx, day.Format(time.DateOnly)+"/", func(o Object) error {
+		if d, ours := DayOf(o.Key); !ours || !d.Equal(day) {
+			return nil
+		}
+		return f(o)
+	})
+}
+
 // Delete removes objects; one that is not there is removed already.
 func (s *Store) Delete(ctx context.Context, keys ...string) error {
 	for _, key := range keys {

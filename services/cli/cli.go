@@ -59,6 +59,7 @@ type grammar struct {
 	Cordon     cordonCommand     `cmd:"" group:"Operations:" help:"Let a runner take no more executions."`
 	Uncordon   uncordonCommand   `cmd:"" group:"Operations:" help:"Let a runner take executions again."`
 	Delete     deleteCommand     `cmd:"" group:"Operations:" help:"Make executions forgotten: their output, rows and archived events."`
+	Retention  retentionCommand  `cmd:"" group:"Operations:" help:"Show what is stored of archive, rows and artifacts, and what a retention would remove."`
 	Deadletter deadletterCommand `cmd:"" group:"Operations:" help:"Look after records that could not be handled."`
 
 	Version versionCommand `cmd:"" help:"Print the version."`

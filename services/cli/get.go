@@ -89,7 +89,10 @@ func writeRow(w io.Writer, r execution.Row) error {
 		}
 		line(name, "%s", text)
 	}
-	fileLine := func(name string, uri *string, match *bool) {
+	fileLine := func(name string, uri *string, bytes *uint64, sum *string, match *bool) {
+		if uri == nil && bytes != nil && sum != nil {
+			line(name, "removed by retention; it had %d bytes, sha256 %s", *bytes, *sum)
+		}
 		if uri == nil {
 			return
 		}
@@ -101,8 +104,8 @@ func writeRow(w io.Writer, r execution.Row) error {
 	}
 	streamLine("stdout", r.StdoutBytes, r.StdoutBytesTruncated)
 	streamLine("stderr", r.StderrBytes, r.StderrBytesTruncated)
-	fileLine("stdout log", r.StdoutLog, r.StdoutLogMatch)
-	fileLine("stderr log", r.StderrLog, r.StderrLogMatch)
+	fileLine("stdout log", r.StdoutLog, r.StdoutLogBytes, r.StdoutLogSHA256, r.StdoutLogMatch)
+	fileLine("stderr log", r.StderrLog, r.StderrLogBytes, r.StderrLogSHA256, r.StderrLogMatch)
 	line("complete", "%s", completeness(r))
 	maskedLine := func(stream string, ranges *uint64) {
 		if ranges != nil && *ranges > 0 {

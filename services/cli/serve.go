@@ -58,6 +58,7 @@ type artifactFlags struct {
 // artifactMakerFlags say also how they are made.
 type artifactMakerFlags struct {
 	artifactFlags
+	KeepArtifacts     uint   `env:"VERBATIM_KEEP_ARTIFACTS" placeholder:"DAYS" help:"Days that they are kept, from the day of the request; 0, the default, is for ever. What would go: \"verbatim retention\"."`
 	ArtifactsCompress string `env:"VERBATIM_ARTIFACTS_COMPRESS" default:"none" enum:"none,zstd" help:"Compress them: none or zstd."`
 }
 
@@ -66,6 +67,10 @@ func (f artifactMakerFlags) config(data string) (wiring.Artifacts, error) {
 	if f.ArtifactsCompress == artifact.Zstd {
 		c.Compression = artifact.Zstd
 	}
+	if f.KeepArtifacts > clickhousestore.MaxDays {
+		err = errors.Join(err, fmt.Errorf("--keep-artifacts is %d days, the limit is %d; 0 is for ever", f.KeepArtifacts, clickhousestore.MaxDays))
+	}
+	c.KeepDays = f.KeepArtifacts
 	return c, err
 }
 

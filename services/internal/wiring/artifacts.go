@@ -3,6 +3,7 @@ package wiring
 import (
 	"context"
 	"errors"
+	"sync"
 
 	"verbatim.dev/events"
 	"verbatim.dev/events/kafka"
@@ -18,6 +19,8 @@ type Artifacts struct {
 	URL string
 	// Compression is artifact.Plain or artifact.Zstd.
 	Compression string
+	// KeepDays is for how many days they are kept, from the day of the request on; 0 is for ever.
+	KeepDays uint
 }
 
 // artifactsGroup is the consumer group that makes artifacts: one of its own, so that a slow store does not hold up the archive.
@@ -41,8 +44,10 @@ func openArtifacts(ctx context.Context, n *node, c Artifacts, archive *clickhous
 		return nil, errors.Join(err, store.Close())
 	}
 	archived := barrier.New(admin, n.name, events.TopicExecutions)
+	var removing sync.WaitGroup
 	close := n.close
 	n.close = func() error {
+		removing.Wait()
 		archived.Stop()
 		return errors.Join(admin.Close(), store.Close(), close())
 	}
@@ -53,12 +58,33 @@ func openArtifacts(ctx context.Context, n *node, c Artifacts, archive *clickhous
 	if err != nil {
 		return nil, err
 	}
+	owned, err := retention(n.Base, c, store, archive, &removing)
+	if err != nil {
+		r.Stop()
+		return nil, err
+	}
 	release := n.release
 	n.release = func() {
 		r.Stop()
 		release()
 	}
-	return []consumer{{topic: events.TopicExecutions, group: artifactsGroup, slow: true, inFlight: artifactsInFlight, inFlightBytes: sinkInFlightBytes, fetchBytes: sinkFetchBytes / 4, handle: r.Handle}}, nil
+	return []consumer{{topic: events.TopicExecutions, group: artifactsGroup, slow: true, owned: owned, inFlight: artifactsInFlight, inFlightBytes: sinkInFlightBytes, fetchBytes: sinkFetchBytes / 4, handle: r.Handle}}, nil
+}
+
+// retention lets the recorder that has the first partition remove artifacts of days that are over, as long as it has it.
+func retention(b Base, c Artifacts, store *artifact.Store, archive *clickhouse.Store, running *sync.WaitGroup) (func(context.Context, int), error) {
+	if c.KeepDays == 0 {
+		return nil, nil
+	}
+	r, err := files.NewRetention(store, archive, c.KeepDays, b.Logger, b.Registry)
+	if err != nil {
+		return nil, err
+	}
+	return func(owned context.Context, partition int) {
+		if partition == 0 {
+			running.Go(func() { r.Run(owned) })
+		}
+	}, nil
 }
 
 // openArtifactStore opens a store that can be written. One that does not answer is taken all the same: an outage must not keep a service
