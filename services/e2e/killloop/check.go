@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -195,6 +196,10 @@ func (l *loop) report(killing, took time.Duration, f findings) {
 		if n := l.killed[what]; n > 0 {
 			fmt.Fprintf(l.out, "  %-10s killed %d times\n", what, n)
 		}
+	}
+	l.noteMemory()
+	for _, name := range slices.Sorted(maps.Keys(l.memory)) {
+		fmt.Fprintf(l.out, "  %-10s took %d MiB at most\n", name, l.memory[name]>>20)
 	}
 	if l.restarts > 0 {
 		fmt.Fprintf(l.out, "  ClickHouse stopped and started %d times\n", l.restarts)

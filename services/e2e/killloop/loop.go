@@ -28,6 +28,8 @@ type loop struct {
 	up     *rig.Process
 	runner *rig.Process // In the modes supervisor, artifacts and sinks, where the runner is no part of up.
 	sinks  map[string]*rig.Process
+	// memory is what each sink has taken at most, in bytes, over all its lives.
+	memory map[string]uint64
 	// database is where ClickHouse is, in mode sinks; restarts is how often it was stopped and started.
 	database string
 	restarts int

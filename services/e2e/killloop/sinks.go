@@ -23,7 +23,7 @@ func freeAddress(ctx context.Context) (string, error) {
 func (l *loop) dsn() string { return "http://" + l.database + "/default" }
 
 func (l *loop) startSinks() error {
-	l.sinks = make(map[string]*rig.Process)
+	l.sinks, l.memory = make(map[string]*rig.Process), make(map[string]uint64)
 	names := []string{"recorder", "projector"}
 	if l.mode == "artifacts" {
 		names = names[:1] // The projector is in up.
@@ -54,9 +54,17 @@ func (l *loop) killSink(ctx context.Context) error {
 	if l.sinks[name].Running() {
 		l.count(name)
 	}
+	l.noteMemory()
 	// One that ended by itself found no database when it started.
 	l.sinks[name].Kill()
 	return l.startSink(name)
+}
+
+// noteMemory remembers what the sinks have taken at most, over all their lives.
+func (l *loop) noteMemory() {
+	for name, s := range l.sinks {
+		l.memory[name] = max(l.memory[name], s.PeakMemory())
+	}
 }
 
 // restartDatabase stops the process with ClickHouse and the gateway in it, and starts it again.

@@ -131,6 +131,15 @@ func (s *Process) Running() bool {
 // PID is its number.
 func (s *Process) PID() int { return s.cmd.Process.Pid }
 
+// PeakMemory is the most that it had resident until now, in bytes; 0 when that cannot be read (it has ended, or this is no Linux).
+func (s *Process) PeakMemory() uint64 {
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.PID())) // VmHWM, proc_pid_status(5)
+	_, after, _ := bytes.Cut(status, []byte("VmHWM:"))
+	var kib uint64
+	_, _ = fmt.Sscan(string(after), &kib)
+	return kib << 10
+}
+
 // Err is how it ended, once it has.
 func (s *Process) Err() error { return s.err }
 
