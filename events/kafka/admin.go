@@ -232,6 +232,28 @@ func unreachable(c Config, err error) error {
 	return fmt.Errorf("no answer from kafka at %s (%s): %w", strings.Join(c.Brokers, ", "), hint, err)
 }
 
+// Leave takes a member out of a topic's group that was killed and cannot do it: until its session times out, whoever joins waits for it.
+// A member that the group does not know (any more) is none.
+func (a *Admin) Leave(ctx context.Context, group, topic, member string) error {
+	ctx, cancel := context.WithTimeout(ctx, coordinatorTimeout)
+	defer cancel()
+	res, err := a.link.client.LeaveGroup(ctx, &kafkago.LeaveGroupRequest{
+		GroupID: a.config.wireGroup(group, topic), Members: []kafkago.LeaveGroupRequestMember{{ID: member}},
+	})
+	if err == nil {
+		err = res.Error
+	}
+	if err == nil {
+		for _, m := range res.Members {
+			err = errors.Join(err, m.Error)
+		}
+	}
+	if err != nil && !errors.Is(err, kafkago.UnknownMemberId) {
+		return fmt.Errorf("leave group of %s for member %s: %w", topic, member, err)
+	}
+	return nil
+}
+
 // EndOffsets returns, per partition, the offset the next record will get.
 func (a *Admin) EndOffsets(ctx context.Context, topic string) (map[int]int64, error) {
 	return a.offsets(ctx, topic, func(int) kafkago.OffsetRequest { return kafkago.OffsetRequest{Timestamp: Last} })

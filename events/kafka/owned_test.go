@@ -49,3 +49,32 @@ func TestOwned(t *testing.T) {
 	}
 	eventually(t, "the first has both again", func() bool { return has("first") == 2 })
 }
+
+// A member is taken out of its group by its name. It is alive here, so it notices, and comes back under another one; for a second time there
+// is nobody to take out.
+func TestLeaveForAnother(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t)
+	topic := b.topic(t, 1)
+	names := make(chan string, 10)
+	s := subscriber(t, b.config(), kafka.SubscriberOptions{Group: "g", OnJoined: func(of, member string) {
+		if of == topic {
+			names <- member
+		}
+	}})
+	subscribe(t, s, topic)
+	admin, err := kafka.NewAdmin(b.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	first := <-names
+	for range 2 {
+		if err := admin.Leave(t.Context(), "g", topic, first); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if second := <-names; second == first || second == "" {
+		t.Errorf("it is %q, and was %q", second, first)
+	}
+}

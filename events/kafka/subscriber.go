@@ -42,6 +42,9 @@ type SubscriberOptions struct {
 	// OnOwned is called when a partition becomes this member's, before its first message. The context ends when the partition may be
 	// somebody else's. It must not block.
 	OnOwned func(owned context.Context, topic string, partition int)
+	// OnJoined is called with the name under which the topic's group knows this member, each time it has joined: whoever is to go on in
+	// its place when it was killed needs that for Admin.Leave. Nothing is delivered before it returns.
+	OnJoined func(topic, member string)
 	// NackDelay is how long a partition rests after a Nack.
 	NackDelay time.Duration
 	// CommitInterval is how long acknowledged offsets are collected before they are committed.
@@ -73,6 +76,9 @@ func (o SubscriberOptions) withDefaults() SubscriberOptions {
 	o.InitPartitions = orDefault(o.InitPartitions, 1)
 	if o.OnOwned == nil {
 		o.OnOwned = func(context.Context, string, int) {}
+	}
+	if o.OnJoined == nil {
+		o.OnJoined = func(string, string) {}
 	}
 	if o.OnAlarm == nil {
 		o.OnAlarm = func(string, int, error) {}

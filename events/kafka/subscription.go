@@ -104,6 +104,7 @@ func (s *subscription) generations() {
 			continue
 		}
 		failing = false
+		s.subscriber.options.OnJoined(s.topic, gen.MemberID)
 		assigned := gen.Assignments[s.subscriber.config.wireTopic(s.topic)]
 		log.Info("joined group", "generation", gen.ID, "partitions", len(assigned))
 		ended := make(chan struct{})

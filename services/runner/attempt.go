@@ -80,10 +80,20 @@ func newAttempt(r *Runner, work events.Event, spec *executionv1.Prepared) *attem
 	a.facts = outbox.New(outbox.Config{
 		Producer: r.producer, Execution: work.Subject, Attempt: work.Attempt, Traceparent: work.Traceparent,
 		Topic: events.TopicExecutions, LimitBytes: outboxBytes,
-		Record: a.record, Acknowledged: a.acknowledged,
+		Followed: followed, Record: a.record, Acknowledged: a.acknowledged,
 		Publisher: r.publish, Retried: r.metrics.retries.Inc, Logger: r.config.Logger,
 	})
 	return a
+}
+
+// followed reports whether a fact is one that, of a process that ends at once, another one follows at once.
+func followed(fact proto.Message) bool {
+	switch fact.(type) {
+	case *executionv1.ProcessStarted, *executionv1.ProcessExited:
+		return true
+	default:
+		return false
+	}
 }
 
 func (a *attempt) cancel(c cancellation) {

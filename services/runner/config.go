@@ -65,9 +65,9 @@ type Config struct {
 	Registry prometheus.Registerer
 }
 
-// outboxBytes bounds what one attempt keeps in memory while the log does not acknowledge. Two batches of
-// the outbox: one under way and one gathering.
-const outboxBytes = 2 * outbox.BatchBytes
+// outboxBytes bounds what one attempt keeps in memory while the log does not acknowledge. Four batches of
+// the outbox: two under way and two gathering.
+const outboxBytes = 4 * outbox.BatchBytes
 
 var idForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
 

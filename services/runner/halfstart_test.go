@@ -104,7 +104,7 @@ func writeRecord(t *testing.T, folder string, pid int) {
 	if err != nil {
 		t.Error(err)
 	}
-	if err := os.WriteFile(folder+"/"+protocol.RecordFile, data, 0o600); err != nil {
+	if err := os.WriteFile(folder+"/"+protocol.StartingFile, data, 0o600); err != nil {
 		t.Error(err)
 	}
 }

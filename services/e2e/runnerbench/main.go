@@ -3,7 +3,8 @@
 // process. Beside it, in the same run and round by round in turn, the same work is done by a bare Go os/exec loop and
 // by `command > file`. scripts/bench-runner runs it.
 //
-// What is measured begins when the work is in the topic and ends when the facts can be read from the log by a consumer.
+// What is measured begins when the work is in the topic. It ends when the facts can be read from the log by a consumer; for the
+// large output, when the log has acknowledged all of them: a consumer that reads it on the same cores would be measured, too.
 package main
 
 import (
@@ -17,6 +18,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -41,6 +43,7 @@ func main() {
 	flag.IntVar(&b.megabytes, "megabytes", 512, "MiB of the large output")
 	flag.IntVar(&b.idle, "idle", 200, "idle processes")
 	flag.DurationVar(&b.ticking, "ticking", 20*time.Second, "how long lines are written for the time to the log")
+	flag.StringVar(&b.only, "only", "short,large,idle,delay", "what to measure")
 	flag.StringVar(&b.rig.Program, "verbatim", "", "the program to measure; default: the one built into this command")
 	flag.StringVar(&b.rig.Dir, "dir", "", "folder on the disk to measure; default: a temporary one")
 	flag.Parse()
@@ -56,9 +59,11 @@ func main() {
 type bench struct {
 	rounds, commands, parallel, megabytes, idle int
 	ticking                                     time.Duration
+	only                                        string
 	rig                                         rig.Rig
 
 	runner    *rig.Process
+	broker    kafka.Config
 	publisher *kafka.Publisher
 	facts     *watcher
 }
@@ -83,10 +88,11 @@ func (b *bench) run(ctx context.Context, out io.Writer) (err error) {
 		return err
 	}
 	defer func() { _ = b.publisher.Close() }() // Everything it wrote was acknowledged.
-	if b.facts, err = watch(ctx, c); err != nil {
+	b.broker = c
+	if b.facts, err = watch(ctx, c, nil); err != nil {
 		return err
 	}
-	defer b.facts.close()
+	defer func() { b.facts.close() }()
 	b.runner, err = b.rig.Launch("runner", "runner", "--kafka", broker.Addr, "--data", b.rig.Dir, "--slots", fmt.Sprint(max(b.parallel, b.idle)))
 	if err != nil {
 		return err
@@ -100,8 +106,14 @@ func (b *bench) measure(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	fmt.Fprintf(out, "%-46s %12s %12s %7s  %s\n", "", "verbatim", "bare", "ratio", "target")
-	for _, m := range []func(context.Context, io.Writer) error{b.shortCommands, b.largeOutput, b.idleProcesses, b.timeToLog} {
-		if err := m(ctx, out); err != nil {
+	for _, m := range []struct {
+		name    string
+		measure func(context.Context, io.Writer) error
+	}{{"short", b.shortCommands}, {"large", b.largeOutput}, {"idle", b.idleProcesses}, {"delay", b.timeToLog}} {
+		if !slices.Contains(strings.Split(b.only, ","), m.name) {
+			continue
+		}
+		if err := m.measure(ctx, out); err != nil {
 			return err
 		}
 	}
@@ -159,6 +171,50 @@ func (b *bench) execute(ctx context.Context, argv []string, n, parallel int) (ti
 		errs = append(errs, <-failed)
 	}
 	return time.Since(began), errors.Join(errs...)
+}
+
+// acknowledged runs a command, and returns how long it took from the submission until all of its facts are in the log: then
+// the runner puts it on its list of ended attempts. Nobody consumes meanwhile.
+func (b *bench) acknowledged(ctx context.Context, argv []string) (time.Duration, error) {
+	b.facts.close() // Closing it twice does nothing.
+	host, err := os.Hostname()
+	if err != nil {
+		return 0, err
+	}
+	list := filepath.Join(b.rig.Dir, "runner-"+host, "ended")
+	began := time.Now()
+	ids, err := b.submit(ctx, argv, 1)
+	if err != nil {
+		return 0, err
+	}
+	look := time.NewTicker(2 * time.Millisecond)
+	defer look.Stop()
+	for {
+		text, err := os.ReadFile(list)
+		if err != nil {
+			return 0, err
+		}
+		if strings.Contains(string(text), ids[0]) {
+			break
+		}
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+	}
+	took := time.Since(began)
+	admin, err := kafka.NewAdmin(b.broker)
+	if err != nil {
+		return 0, err
+	}
+	defer admin.Close()
+	ends, err := admin.EndOffsets(ctx, events.TopicExecutions)
+	if err != nil {
+		return 0, err
+	}
+	b.facts, err = watch(ctx, b.broker, ends)
+	return took, err
 }
 
 func median[T float64 | time.Duration](values []T) T {

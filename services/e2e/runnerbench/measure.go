@@ -119,7 +119,7 @@ func (b *bench) largeOutput(ctx context.Context, out io.Writer) error {
 		if err != nil {
 			return err
 		}
-		took, err := b.execute(ctx, argv, 1, 1)
+		took, err := b.acknowledged(ctx, argv)
 		if err != nil {
 			return err
 		}

@@ -27,12 +27,12 @@ type watcher struct {
 	lines   map[string]*delays
 }
 
-// watch reads every partition from its beginning.
-func watch(ctx context.Context, c kafka.Config) (*watcher, error) {
+// watch reads every partition, from an offset if there is one for it, else from its beginning.
+func watch(ctx context.Context, c kafka.Config, from map[int]int64) (*watcher, error) {
 	w := &watcher{changed: make(chan struct{}), begun: map[string]bool{}, over: map[string]bool{}, lines: map[string]*delays{}}
 	ctx, w.cancel = context.WithCancel(ctx)
 	for partition := range wiring.Topics(events.TopicExecutions)[0].Partitions {
-		r, err := kafka.NewPartitionReader(c, events.TopicExecutions, partition, 0)
+		r, err := kafka.NewPartitionReader(c, events.TopicExecutions, partition, from[partition])
 		if err != nil {
 			w.close()
 			return nil, err

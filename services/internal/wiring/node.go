@@ -73,6 +73,8 @@ type consumer struct {
 	signature string
 	// owned, if not nil, is told of the partitions that are this member's, see kafka.SubscriberOptions.OnOwned.
 	owned func(owned context.Context, partition int)
+	// joined, if not nil, is told each time under which name the group knows this member.
+	joined func(member string)
 	// paused, if not nil, says when the topic is to be left to others, see intake.
 	paused func() (bool, <-chan struct{})
 	handle message.NoPublishHandlerFunc
@@ -165,9 +167,14 @@ func (n *node) subscriber(ctx context.Context, c consumer) (message.Subscriber, 
 			c.owned(owned, partition)
 		}
 	}
+	joined := func(_, member string) {
+		if c.joined != nil {
+			c.joined(member)
+		}
+	}
 	open := func() (*kafka.Subscriber, error) {
 		return kafka.NewSubscriber(n.Kafka, kafka.SubscriberOptions{
-			Group: cmp.Or(c.group, n.name), MaxInFlight: c.inFlight, MaxInFlightBytes: c.inFlightBytes, FetchBytes: c.fetchBytes, CommitMetadata: c.signature, OwnRecords: c.slow, OnOwned: owned,
+			Group: cmp.Or(c.group, n.name), MaxInFlight: c.inFlight, MaxInFlightBytes: c.inFlightBytes, FetchBytes: c.fetchBytes, CommitMetadata: c.signature, OwnRecords: c.slow, OnOwned: owned, OnJoined: joined,
 			OnAlarm: func(topic string, partition int, err error) {
 				n.Logger.ErrorContext(ctx, "partition stands still", "topic", topic, "partition", partition, "error", err)
 			},

@@ -141,6 +141,7 @@ func runnerNode(b Base, c runner.Config) *node {
 		if err != nil {
 			return nil, err
 		}
+		leaveForFormer(ctx, b, c.DataDir)
 		control, err := startControl(ctx, b, r, c.ID)
 		if err != nil {
 			return nil, err
@@ -154,7 +155,7 @@ func runnerNode(b Base, c runner.Config) *node {
 			err := r.Stop(ctx)
 			return errors.Join(err, control.stop())
 		}
-		return []consumer{{topic: events.TopicWork, inFlight: 1, fetchBytes: sinkFetchBytes, signature: c.ID, paused: r.Cordoned, handle: r.Handle}}, nil
+		return []consumer{{topic: events.TopicWork, inFlight: 1, fetchBytes: sinkFetchBytes, signature: c.ID, joined: rememberMember(b, c.DataDir), paused: r.Cordoned, handle: r.Handle}}, nil
 	}
 	return n
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/cenkalti/backoff/v5"
 	"go.uber.org/goleak"
+	"google.golang.org/protobuf/proto"
 
 	"verbatim.dev/events"
 	"verbatim.dev/events/eventstest"
@@ -195,4 +196,47 @@ func TestBadFactUsesNoNumber(t *testing.T) {
 	if err := o.Add(time.Now(), chunk(1)); err != nil || o.Last() != 1 {
 		t.Errorf("last number %d, %v", o.Last(), err)
 	}
+}
+
+// A process that ends at once costs one call; one that goes on is announced after a moment; anything else waits for nothing.
+func TestFollowedFactWaitsForItsFollower(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := &publisher{}
+		o := outbox.New(outbox.Config{
+			Producer:  events.Producer{Name: "runner", Source: "/verbatim/runner/r1"},
+			Execution: eventstest.ExecutionID, Attempt: 1, Topic: events.TopicExecutions, LimitBytes: 1 << 20, Publisher: p,
+			Followed: func(f proto.Message) bool { _, is := f.(*executionv1.ProcessStarted); return is },
+		})
+		sent := make(chan error, 1)
+		go func() { sent <- o.Send(t.Context()) }()
+		add := func(f proto.Message) {
+			if err := o.Add(time.Now(), f); err != nil {
+				t.Error(err)
+			}
+		}
+		calls := func(after time.Duration, want ...[]string) {
+			t.Helper()
+			time.Sleep(after) // Of the bubble's clock.
+			synctest.Wait()
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			if !slices.EqualFunc(p.calls, want, slices.Equal) {
+				t.Fatalf("calls %v, want %v", p.calls, want)
+			}
+		}
+		add(&executionv1.ProcessStarted{Pid: 1})
+		calls(4 * time.Millisecond)
+		calls(time.Millisecond, []string{"1"})
+		add(&executionv1.ProcessStarted{Pid: 2})
+		calls(time.Millisecond, []string{"1"})
+		add(chunk(1))
+		calls(0, []string{"1"}, []string{"2", "3"})
+		add(&executionv1.ProcessStarted{Pid: 3})
+		o.Close()
+		calls(0, []string{"1"}, []string{"2", "3"}, []string{"4"})
+		if err := <-sent; err != nil {
+			t.Fatal(err)
+		}
+	})
 }

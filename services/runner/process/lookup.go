@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -118,10 +119,10 @@ func (s Spec) environ() []string {
 }
 
 // BootID names this run of the machine (random(4)); empty where there is none.
-func BootID() string {
+var BootID = sync.OnceValue(func() string {
 	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	return strings.TrimSpace(string(id))
-}
+})
 
 // StartTicks is when the kernel started a process, in clock ticks since boot (proc_pid_stat(5), field 22), which with the boot id and the
 // number names it for ever. 0: there is no such process, or nobody says.

@@ -82,7 +82,7 @@ type Command struct {
 	Limits []byte `json:"limits,omitempty"`
 }
 
-// Record says how a start went. It is written to RecordFile.
+// Record says how a start went. It is written to StartingFile.
 type Record struct {
 	PID       int       `json:"pid,omitempty"`
 	StartedAt time.Time `json:"started_at,omitzero"`
@@ -124,7 +124,6 @@ type Exit struct {
 // start the attempt, whatever else is there.
 const (
 	StartingFile = "starting"
-	RecordFile   = "started"
 	ExitFile     = "exit"
 )
 

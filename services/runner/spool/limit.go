@@ -147,7 +147,7 @@ func (s *Spool) Drop(id executionv1.Stream, offset uint64) {
 	st.dropped = offset
 	s.wake()
 	if end := offset - min(offset, s.config.Preroll); end > st.dropPunched && end-st.dropPunched >= s.config.StepBytes {
-		punch(st.file, int64(st.dropPunched), int64(end))
+		st.file.punch(int64(st.dropPunched), int64(end))
 		st.dropPunched = end
 	}
 }

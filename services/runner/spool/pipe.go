@@ -2,6 +2,7 @@ package spool
 
 import (
 	"errors"
+	"io"
 	"os"
 	"sync"
 	"syscall"
@@ -56,6 +57,29 @@ func (p *pipe) now(move func() error) (err error) {
 		return waitErr
 	}
 	return err
+}
+
+// ready says whether there is something to move: nil, errEmpty, or io.EOF. It is called from within wait or now.
+func (p *pipe) ready() error {
+	fd, err := number(p.file)
+	if err != nil {
+		return err
+	}
+	for {
+		state := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		_, err := unix.Poll(state, 0)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return os.NewSyscallError("poll", err)
+		case state[0].Revents == 0:
+			return errEmpty
+		case state[0].Revents&unix.POLLIN == 0 && state[0].Revents&unix.POLLHUP != 0:
+			return io.EOF
+		default:
+			return nil
+		}
+	}
 }
 
 // splice moves what there is into a file. It is called from within wait or now, which hold the descriptor.

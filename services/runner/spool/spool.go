@@ -100,7 +100,7 @@ type Spool struct {
 
 type stream struct {
 	id   executionv1.Stream
-	file *os.File
+	file store
 	pipe *pipe
 
 	// Offsets in the stream: acked <= cut <= captured. What is from cut to captured is the open chunk.
@@ -137,36 +137,11 @@ func Open(c Config, folder string, stdout, stderr Mark) (*Spool, error) {
 	return s, nil
 }
 
-func openStream(path string, id executionv1.Stream, mark Mark, c Config) (*stream, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open spool: %w", err)
-	}
-	info, err := f.Stat()
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open spool: %w", err), f.Close())
-	}
-	st := &stream{
-		id: id, file: f, captured: max(uint64(info.Size()), mark.Cut), cut: mark.Cut, acked: mark.Acked, since: info.ModTime(),
-		ends: c.Limit.ends(mark, c.Preroll),
-	}
-	if mark.End != nil {
-		st.end, st.final, st.captured = *mark.End, true, max(mark.End.Captured, mark.Cut)
-	}
-	if st.captured > uint64(info.Size()) {
-		// Offsets go on where they were given out; what is missing is found by its checksum.
-		if err := f.Truncate(int64(st.captured)); err != nil {
-			return nil, errors.Join(fmt.Errorf("open spool: %w", err), f.Close())
-		}
-	}
-	return st, nil
-}
-
 // Close closes the files.
 func (s *Spool) Close() {
 	for _, st := range s.streams {
 		if st != nil {
-			_ = st.file.Close()
+			st.file.close()
 		}
 	}
 }
@@ -277,7 +252,15 @@ func (s *Spool) sweep(st *stream) error {
 func (s *Spool) move(st *stream) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n, err := st.pipe.splice(st.file, int64(st.captured))
+	if !st.file.is() {
+		if err := st.pipe.ready(); err != nil {
+			return err
+		}
+		if err := st.file.create(); err != nil {
+			return err
+		}
+	}
+	n, err := st.pipe.splice(st.file.File, int64(st.captured))
 	if n == 0 {
 		return err
 	}
@@ -445,20 +428,6 @@ func (s *Spool) next() (Chunk, bool) {
 	return Chunk{}, false
 }
 
-// Load returns a chunk's bytes.
-func (s *Spool) Load(c Chunk) ([]byte, error) {
-	data := make([]byte, c.Length)
-	return data, s.LoadInto(data, c.Stream, c.Offset)
-}
-
-// LoadInto fills data with the bytes of a stream from an offset on.
-func (s *Spool) LoadInto(data []byte, id executionv1.Stream, offset uint64) error {
-	if n, err := s.stream(id).file.ReadAt(data, int64(offset)); n < len(data) {
-		return fmt.Errorf("read spool: %w", err)
-	}
-	return nil
-}
-
 // Trim says that everything of a stream below the offset is published.
 func (s *Spool) Trim(id executionv1.Stream, offset uint64) {
 	s.mu.Lock()
@@ -470,7 +439,7 @@ func (s *Spool) Trim(id executionv1.Stream, offset uint64) {
 	st.acked = offset
 	s.wake()
 	if end := offset - min(offset, s.config.Preroll); end > st.punched && end-st.punched >= s.config.StepBytes {
-		punch(st.file, int64(st.punched), int64(end))
+		st.file.punch(int64(st.punched), int64(end))
 		st.punched = end
 	}
 }

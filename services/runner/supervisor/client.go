@@ -148,7 +148,7 @@ func (c *Client) Start(attempt, folder string, command protocol.Command, documen
 	if err != nil && piped != nil {
 		c.forget(attempt)
 		gone := &GoneError{Stdout: piped[0], Stderr: piped[1]}
-		_ = ReadRecord(filepath.Join(folder, protocol.RecordFile), &gone.Record)
+		_ = ReadRecord(filepath.Join(folder, protocol.StartingFile), &gone.Record)
 		_ = ReadRecord(filepath.Join(folder, protocol.ExitFile), &gone.Exit)
 		if gone.Record != nil && gone.Record.Failure != nil {
 			protocol.CloseAll(piped)

@@ -30,7 +30,6 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
-	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -65,9 +64,6 @@ type held struct {
 	reaped   bool          // Only its pipes are kept: somebody else has them, too.
 	released chan struct{} // Closed when it is reaped or released.
 }
-
-// settleTime is how long an exit record may wait for the disk: a process that is released by then needs none.
-const settleTime = 100 * time.Millisecond
 
 // NewHost returns a host without processes.
 func NewHost(l *slog.Logger) *Host {
@@ -169,7 +165,8 @@ func (h *Host) start(m protocol.Message) (protocol.Message, func()) {
 		protocol.CloseAll(m.Files)
 		return h.started(p), func() { h.tell(m.Attempt) }
 	}
-	if err := reserve(m.Folder); errors.Is(err, fs.ErrExist) {
+	file, err := reserve(m.Folder)
+	if errors.Is(err, fs.ErrExist) {
 		protocol.CloseAll(m.Files)
 		return gone(m.Folder), func() {}
 	} else if err != nil {
@@ -178,8 +175,8 @@ func (h *Host) start(m protocol.Message) (protocol.Message, func()) {
 	}
 	p, record := h.fork(m, h.pipe(m))
 	// Without a sync: when the machine dies, so does the process, and what this says is of no use any more.
-	if data, err := json.Marshal(record); err != nil || os.WriteFile(filepath.Join(m.Folder, protocol.RecordFile), data, 0o600) != nil {
-		h.logger.Error("start record cannot be written", "attempt", m.Attempt)
+	if err := errors.Join(json.NewEncoder(file).Encode(record), file.Close()); err != nil {
+		h.logger.Error("start record cannot be written", "attempt", m.Attempt, "error", err)
 	}
 	if p == nil {
 		return protocol.Message{Kind: protocol.Gone, Record: &record}, func() {}
@@ -189,13 +186,16 @@ func (h *Host) start(m protocol.Message) (protocol.Message, func()) {
 	}
 }
 
-// reserve makes the start of an attempt ours for ever; fs.ErrExist when it was reserved before.
-func reserve(folder string) error {
+// reserve makes the start of an attempt ours for ever, and returns the file for its record; fs.ErrExist when it was reserved before.
+func reserve(folder string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(folder, protocol.StartingFile), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return errors.Join(f.Close(), journal.SyncFolder(folder))
+	if err := journal.SyncFolder(folder); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // pipe opens the process's pipes and hands out the read ends before there is a process: from its first byte on somebody can read
@@ -308,7 +308,7 @@ func (h *Host) started(p *held) protocol.Message {
 // gone says what a former supervisor wrote down.
 func gone(folder string) protocol.Message {
 	m := protocol.Message{Kind: protocol.Gone}
-	_ = ReadRecord(filepath.Join(folder, protocol.RecordFile), &m.Record)
+	_ = ReadRecord(filepath.Join(folder, protocol.StartingFile), &m.Record)
 	_ = ReadRecord(filepath.Join(folder, protocol.ExitFile), &m.Exit)
 	return m
 }
@@ -325,70 +325,6 @@ func ReadRecord[T any](path string, into **T) error {
 	}
 	*into = v
 	return nil
-}
-
-// wait waits for the end, writes it down, and tells the worker.
-func (h *Host) wait(attempt, folder string, p *held) {
-	exit, err := p.process.Wait()
-	if errors.Is(err, os.ErrClosed) {
-		return // Released before it ended: nobody wants to know.
-	}
-	e := &protocol.Exit{Code: exit.Code, Signal: exit.Signal, CoreDumped: exit.CoreDumped, EndedAt: exit.EndedAt}
-	if err != nil {
-		e = &protocol.Exit{EndedAt: time.Now(), WaitError: err.Error(), Errno: errnoOf(err)}
-	} else if e.Usage, err = proto.Marshal(exit.Usage); err != nil {
-		h.logger.Error("resource usage cannot be encoded", "attempt", attempt, "error", err)
-	}
-	e.OOMKills, e.OOMEvidence = p.group.OOMKills()
-	data, err := json.Marshal(e)
-	if err == nil {
-		err = writeAside(filepath.Join(folder, protocol.ExitFile), data)
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		// It is still told, and told again to every worker while this supervisor lives.
-		h.logger.Error("exit record cannot be written", "attempt", attempt, "error", err)
-	}
-	h.mu.Lock()
-	p.exit = e
-	h.mu.Unlock()
-	h.tell(attempt)
-	p.settle(folder)
-}
-
-// writeAside writes a file that is there whole or not at all, whichever process is killed. It is not on the disk yet.
-func writeAside(path string, data []byte) error {
-	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
-}
-
-// settle puts the exit record on the disk, unless the process is released first: then the worker has said how it ended. Only a machine
-// that loses its power makes a difference; a record that it tore is none.
-func (p *held) settle(folder string) {
-	select {
-	case <-p.released:
-	case <-time.After(settleTime):
-		if f, err := os.Open(filepath.Join(folder, protocol.ExitFile)); err == nil {
-			_, _, _ = f.Sync(), f.Close(), journal.SyncFolder(folder)
-		}
-	}
-}
-
-// tell tells the worker how a process ended, when it has.
-func (h *Host) tell(attempt string) {
-	h.mu.Lock()
-	p, c := h.held[attempt], h.worker
-	var exit *protocol.Exit
-	if p != nil {
-		exit = p.exit
-	}
-	h.mu.Unlock()
-	if exit == nil || c == nil {
-		return
-	}
-	// An error means that the worker is gone; the next one is told when it asks for the process.
-	_ = c.Send(protocol.Message{Kind: protocol.Exited, Attempt: attempt, Exit: exit})
 }
 
 func (h *Host) signal(m protocol.Message) protocol.Message {

@@ -160,7 +160,7 @@ func TestStartToEnd(t *testing.T) {
 	}
 	var record *protocol.Record
 	var exit *protocol.Exit
-	if err := errors.Join(supervisor.ReadRecord(filepath.Join(folder, protocol.RecordFile), &record), supervisor.ReadRecord(filepath.Join(folder, protocol.ExitFile), &exit)); err != nil {
+	if err := errors.Join(supervisor.ReadRecord(filepath.Join(folder, protocol.StartingFile), &record), supervisor.ReadRecord(filepath.Join(folder, protocol.ExitFile), &exit)); err != nil {
 		t.Fatal(err)
 	}
 	if record.PID != p.PID || !record.StartedAt.Equal(p.StartedAt) || exit.Code != 7 {
