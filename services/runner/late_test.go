@@ -243,3 +243,29 @@ func TestSupervisorKilledWhileListening(t *testing.T) {
 		t.Errorf("stdout %q, %v", got, story.seals[stdout])
 	}
 }
+
+// A secret of which the beginning comes before the seal and the rest after it: the rest is masked. The beginning was published with the
+// seal, since by then it was none.
+func TestLateOutputMasksWhatBeganBeforeTheSeal(t *testing.T) {
+	t.Parallel()
+	fifo := mkfifo(t)
+	f := newRunner(t, quick)
+	spec := daemon(fifo, `read x <&3; printf sesame; read x <&3; printf " end open-sesame over"`)
+	spec.Argv[len(spec.Argv)-1] = strings.Replace(spec.GetArgv()[len(spec.GetArgv())-1], "echo parent", `printf "parent open-"`, 1)
+	spec.Secrets = sealed(t, f, map[string]string{"TOKEN": "open-sesame"})
+	id := f.start(t, spec)
+	s := f.log.awaitSeals(t, id, 1)
+	if seal := s.seals[stdout]; !seal.GetPipeStillHeld() || seal.GetCapturedBytes() != 12 || seal.GetPublishedBytes() != 12 {
+		t.Errorf("first seal: %v", seal)
+	}
+	writeFIFO(t, fifo, "go\n")
+	f.log.awaitOutput(t, id, stdout, "******")
+	writeFIFO(t, fifo, "go\n")
+	s = f.log.awaitSeals(t, id, 2)
+	if got, want := string(s.output[stdout]), "parent open-****** end *********** over"; got != want {
+		t.Errorf("stdout %q, want %q", got, want)
+	}
+	if seal := s.seals[stdout]; seal.GetMaskedRanges() != 2 || seal.GetMaskedBytes() != 17 || seal.GetPipeStillHeld() {
+		t.Errorf("second seal: %v", seal)
+	}
+}
