@@ -11,7 +11,7 @@ import (
 	"github.com/segmentio/kafka-go/protocol/createtopics"
 	"github.com/segmentio/kafka-go/protocol/listoffsets"
 	"github.com/segmentio/kafka-go/protocol/metadata"
-	"github.com/segmentio/kafka-go/protocol/rawproduce"
+	"github.com/segmentio/kafka-go/protocol/produce"
 	"github.com/segmentio/kafka-go/sasl"
 )
 
@@ -113,7 +113,7 @@ func topicsOf(req kafkago.Request) []string {
 		return r.TopicNames
 	case *fetchRequest:
 		return []string{r.topic}
-	case *rawproduce.Request:
+	case *produce.Request:
 		for _, t := range r.Topics {
 			topics = append(topics, t.Topic)
 		}

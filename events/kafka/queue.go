@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -149,31 +150,18 @@ func (q *queue) remove(e *entry) bool {
 	return false
 }
 
-// worker writes one queue, one batch at a time. While one is on its way, the next is made ready when there is enough for it.
+// worker writes one queue, one batch at a time.
 type worker struct {
 	publisher *Publisher
 	queue     *queue
-	limit     int       // bytes per batch; halved when the broker finds batches too large
-	ahead     *outgoing // the batch that is made ready, out of the queue; nil when there is none
-}
-
-// outgoing is a batch as it is sent.
-type outgoing struct {
-	entries []*entry
-	data    []byte
-	err     error // of encoding
-}
-
-func (w *worker) encode(entries []*entry) *outgoing {
-	data, err := encodeBatch(entries, codecs[w.publisher.options.Compression])
-	return &outgoing{entries, data, err}
+	limit     int // bytes per batch; halved when the broker finds batches too large
 }
 
 func (w *worker) run() {
 	p := w.publisher
 	var wait pause
 	for {
-		if n, _ := w.queue.size(); n == 0 && w.ahead == nil {
+		if n, _ := w.queue.size(); n == 0 {
 			select {
 			case <-w.queue.wake:
 				continue
@@ -182,15 +170,12 @@ func (w *worker) run() {
 				return
 			}
 		}
-		batch := w.next()
-		if batch == nil {
+		w.linger()
+		batch := w.alive(w.queue.take(p.options.BatchMessages, w.limit))
+		if len(batch) == 0 {
 			continue
 		}
-		err := w.write(batch)
-		if err != nil {
-			w.putBack() // Behind the batch, should that be put back, too.
-		}
-		if w.settle(batch.entries, err) {
+		if w.settle(batch, w.write(batch)) {
 			wait = pause{}
 			continue
 		}
@@ -298,61 +283,14 @@ func (w *worker) waitedFor(batch []*entry, err error) []*entry {
 	return kept
 }
 
-// next returns the next batch; nil when nobody waits for what there was.
-func (w *worker) next() *outgoing {
-	if b := w.ahead; b != nil {
-		w.ahead = nil
-		n := len(b.entries)
-		if b.entries = w.alive(b.entries); len(b.entries) == n {
-			return b
-		}
-		w.queue.back(b.entries)
-	} else {
-		w.linger()
-	}
-	entries := w.alive(w.queue.take(w.publisher.options.BatchMessages, w.limit))
-	if len(entries) == 0 {
-		return nil
-	}
-	return w.encode(entries)
-}
-
-// putBack takes the batch that was made ready apart again.
-func (w *worker) putBack() {
-	if w.ahead != nil {
-		w.queue.back(w.ahead.entries)
-		w.ahead = nil
-	}
-}
-
-// write sends one batch and waits for the acknowledgement of all in-sync replicas. Meanwhile it makes the next one ready.
-func (w *worker) write(b *outgoing) error {
-	if b.err != nil {
-		return b.err
-	}
-	done := make(chan error, 1)
-	go func() { done <- w.send(b) }()
-	for {
-		if n, size := w.queue.size(); w.ahead == nil && (size >= w.limit/2 || n >= w.publisher.options.BatchMessages) {
-			if entries := w.alive(w.queue.take(w.publisher.options.BatchMessages, w.limit)); len(entries) > 0 {
-				w.ahead = w.encode(entries)
-			}
-		}
-		select {
-		case err := <-done:
-			return err
-		case <-w.queue.wake:
-		}
-	}
-}
-
-func (w *worker) send(b *outgoing) error {
+// write sends one batch and waits for the acknowledgement of all in-sync replicas.
+func (w *worker) write(batch []*entry) error {
 	p := w.publisher
 	ctx, cancel := context.WithTimeout(p.aborted, requestTimeout)
 	defer cancel()
-	res, err := p.link.client.RawProduce(ctx, &kafkago.RawProduceRequest{
+	res, err := p.link.client.Produce(ctx, &kafkago.ProduceRequest{
 		Topic: w.queue.key.topic, Partition: w.queue.key.partition, RequiredAcks: kafkago.RequireAll,
-		RawRecords: protocol.RawRecordSet{Reader: bytes.NewReader(b.data)},
+		Compression: codecs[p.options.Compression], Records: &recordReader{entries: batch},
 	})
 	if err != nil {
 		if p.aborted.Err() != nil {
@@ -369,6 +307,34 @@ func (w *worker) send(b *outgoing) error {
 	}
 	return nil
 }
+
+// recordReader gives a batch to kafka-go record by record.
+type recordReader struct {
+	entries []*entry
+	record  kafkago.Record
+}
+
+func (r *recordReader) ReadRecord() (*kafkago.Record, error) {
+	if len(r.entries) == 0 {
+		return nil, io.EOF
+	}
+	e := r.entries[0]
+	r.entries = r.entries[1:]
+	r.record = kafkago.Record{Time: e.time, Headers: e.headers}
+	if e.key != nil {
+		r.record.Key = &byteSource{bytes.NewReader(e.key)}
+	}
+	if e.value != nil {
+		r.record.Value = &byteSource{bytes.NewReader(e.value)}
+	}
+	return &r.record, nil
+}
+
+type byteSource struct{ *bytes.Reader }
+
+func (byteSource) Close() error { return nil }
+
+var _ protocol.Bytes = byteSource{}
 
 // pause grows from 10 ms to 1 s, with jitter, so that clients of a broker that comes back do not arrive
 // together.

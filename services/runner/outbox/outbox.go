@@ -36,11 +36,7 @@ import (
 // payload, so that chunks of 256 KiB fill it.
 const BatchBytes = 1<<20 + 64<<10
 
-// callBatches is how many batches one publish call takes at most: while one is on its way the publisher makes the next one ready.
-const (
-	callBatches   = 2
-	batchMessages = 500
-)
+const batchMessages = 500
 
 // followedWait is how long a fact waits for the one that follows it.
 const followedWait = 5 * time.Millisecond
@@ -256,7 +252,7 @@ func await(ctx context.Context, changed <-chan struct{}, most time.Duration) err
 
 func (o *Outbox) take() []*message.Message {
 	n, bytes := 0, 0
-	for n < len(o.queue) && n < batchMessages && (n == 0 || bytes+cost(o.queue[n]) <= callBatches*BatchBytes) {
+	for n < len(o.queue) && n < batchMessages && (n == 0 || bytes+cost(o.queue[n]) <= BatchBytes) {
 		bytes += cost(o.queue[n])
 		n++
 	}
