@@ -23,7 +23,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
 	"gocloud.dev/blob"
 	"gocloud.dev/blob/fileblob"
 	"gocloud.dev/gcerrors"
@@ -117,15 +116,18 @@ func openFolder(u *url.URL, prefix string) (*Store, error) {
 	return &Store{bucket: bucket, base: "file://" + (&url.URL{Path: filepath.ToSlash(folder)}).EscapedPath() + "/", folder: folder}, nil
 }
 
+// probe is the object that Check writes and removes. It has one name, so that a process that is killed in between leaves nothing that the next
+// one does not remove.
+const probe = "verbatim-probe"
+
 // Check finds out whether the store can be written. ErrAway in its error says that the store cannot be reached; everything else
 // is for its operator to put right. It takes at most 8 s.
 func (s *Store) Check(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
-	key := "probe-" + uuid.NewString()
-	err := s.bucket.WriteAll(ctx, key, []byte("verbatim"), &blob.WriterOptions{ContentType: "text/plain"})
+	err := s.bucket.WriteAll(ctx, probe, []byte("verbatim"), &blob.WriterOptions{ContentType: "text/plain"})
 	if err == nil {
-		err = s.bucket.Delete(ctx, key)
+		err = s.Delete(ctx, probe) // Somebody else may have asked in the same moment.
 	}
 	switch {
 	case err == nil:
