@@ -16,8 +16,6 @@ import (
 	"verbatim.dev/services/gateway/tail"
 )
 
-// Every time.Sleep here is in a synctest bubble: it is the bubble's own time, and gives the others their turn.
-
 // begin follows from the first fact. Every sleep below is in the own time of a bubble (testing/synctest), which passes at once.
 var begin = int64(-1)
 
