@@ -214,9 +214,17 @@ func (j *Journal) Close() error {
 	return j.file.Close()
 }
 
-// WriteFile makes a file so that after a crash it is there whole or not at all: written aside, synced, renamed, and
-// the folder synced.
+// WriteFile is WriteAside, and the folder synced: after a crash the file is there.
 func WriteFile(path string, data []byte) error {
+	if err := WriteAside(path, data); err != nil {
+		return err
+	}
+	return SyncFolder(filepath.Dir(path))
+}
+
+// WriteAside makes a file that is there whole or not at all, whatever is killed, a machine that loses its power included: written aside,
+// synced, renamed. Its name is not on the disk yet.
+func WriteAside(path string, data []byte) error {
 	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
@@ -225,10 +233,7 @@ func WriteFile(path string, data []byte) error {
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return err
-	}
-	return SyncFolder(filepath.Dir(path))
+	return os.Rename(path+".new", path)
 }
 
 // SyncFolder puts a folder's list of names on the disk.

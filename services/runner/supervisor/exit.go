@@ -32,7 +32,7 @@ func (h *Host) wait(attempt, folder string, p *held) {
 	e.OOMKills, e.OOMEvidence = p.group.OOMKills()
 	data, err := json.Marshal(e)
 	if err == nil {
-		err = writeAside(filepath.Join(folder, protocol.ExitFile), data)
+		err = journal.WriteAside(filepath.Join(folder, protocol.ExitFile), data)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		// It is still told, and told again to every worker while this supervisor lives.
@@ -43,20 +43,6 @@ func (h *Host) wait(attempt, folder string, p *held) {
 	h.mu.Unlock()
 	h.tell(attempt)
 	p.settle(folder)
-}
-
-// writeAside writes a file that is there whole or not at all, whatever is killed, a machine that loses its power included. Its name is not
-// on the disk yet.
-func writeAside(path string, data []byte) error {
-	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
 }
 
 // settle puts the exit record's name on the disk, unless the process is released first: then the worker has said how it ended. Only a
