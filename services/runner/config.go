@@ -57,6 +57,9 @@ type Config struct {
 	// the context ends, and returns ErrUploadGone when the log does not have them any more, or what take returned. It keeps no
 	// part. nil: an execution with an upload fails.
 	Upload func(ctx context.Context, u *executionv1.StdinUpload, take func(offset uint64, data []byte) error) error
+	// OthersFree asks whether another runner has a free slot; the context gives it 2 s. Work that waits here for a slot is
+	// then left to the others, until there is one (Paused). nil: nobody else has one.
+	OthersFree func(ctx context.Context) (bool, error)
 	// ChunkBytes is the most that one OutputChunk carries. Default 256 KiB.
 	ChunkBytes int
 	// Logger gets one line per change of state. Default: slog.Default.

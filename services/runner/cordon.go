@@ -29,8 +29,8 @@ func (r *Runner) loadCordon() error {
 
 // Cordon lets the runner take no more attempts, or take them again. What it has goes on. Saying the same again changes nothing.
 func (r *Runner) Cordon(on bool, requestedBy, reason string) error {
-	r.cordonMu.Lock()
-	defer r.cordonMu.Unlock()
+	r.pauseMu.Lock()
+	defer r.pauseMu.Unlock()
 	if r.cordoned.Load() == on {
 		return nil
 	}
@@ -46,16 +46,8 @@ func (r *Runner) Cordon(on bool, requestedBy, reason string) error {
 		return fmt.Errorf("write down that the runner is cordoned (%v): %w", on, err)
 	}
 	r.cordoned.Store(on)
-	close(r.cordonChanged)
-	r.cordonChanged = make(chan struct{})
+	r.pauseChange()
 	r.config.Logger.Info("runner is cordoned or not any more", "cordoned", on, "requested_by", oneLine(requestedBy), "reason", oneLine(reason))
 	r.AnnounceSoon()
 	return nil
-}
-
-// Cordoned reports whether the runner takes no more attempts, and gives a channel that is closed when that changes.
-func (r *Runner) Cordoned() (on bool, changed <-chan struct{}) {
-	r.cordonMu.Lock()
-	defer r.cordonMu.Unlock()
-	return r.cordoned.Load(), r.cordonChanged
 }

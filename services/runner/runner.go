@@ -59,10 +59,13 @@ type Runner struct {
 	ears     chan struct{}       // As slots, for attempts that are only listened to.
 	key      *age.X25519Identity // For secrets.
 	fetches  chan struct{}       // One for each upload that is fetched.
-	cordoned atomic.Bool         // Somebody said that it takes no new attempts.
+	asking   atomic.Bool         // Others are asked for a free slot.
 
-	cordonMu      sync.Mutex
-	cordonChanged chan struct{} // Closed and replaced with each change.
+	// cordoned: somebody said that it takes no new attempts. yields: it is full, and others are not.
+	cordoned     atomic.Bool
+	yields       bool
+	pauseMu      sync.Mutex    // Guards yields and the writing of cordoned.
+	pauseChanged chan struct{} // Closed and replaced with each change.
 
 	// stopped: no new ones. shutdown: end them. hurry: kill them. life ends: nothing is published any more.
 	stopped, shutdown, hurry             chan struct{}
@@ -111,7 +114,7 @@ func New(c Config, p Publisher, claim Claim) (*Runner, error) {
 		return nil, err
 	}
 	var err error
-	r.cordonChanged = make(chan struct{})
+	r.pauseChanged = make(chan struct{})
 	if err = r.loadCordon(); err == nil {
 		r.key, err = openKey(c.DataDir)
 	}
@@ -134,7 +137,7 @@ func signal() (chan struct{}, func()) {
 
 // Handle takes a message of events.TopicWork: it waits for a free slot, claims the attempt and starts it in the background.
 // nil means that the message is done with. An error that failure.IsPermanent knows means that it never can be; any
-// other (ErrStopping, ErrCordoned, ErrWaiting, the claim's, the message's context's) that nothing was started.
+// other (ErrStopping, ErrCordoned, ErrFull, ErrWaiting, the claim's, the message's context's) that nothing was started.
 func (r *Runner) Handle(m *message.Message) error {
 	work, err := codec.FromMessage(m)
 	if err != nil {
@@ -176,8 +179,8 @@ func (r *Runner) admit(work events.Event, spec *executionv1.Prepared) (*attempt,
 	if r.stopping {
 		return nil, ErrStopping
 	}
-	if r.cordoned.Load() {
-		return nil, ErrCordoned
+	if err := r.refuses(); err != nil {
+		return nil, err
 	}
 	if _, known := r.known.get(a.key, time.Now()); known {
 		a.log.Info("attempt is known already, this delivery is ignored")
@@ -199,20 +202,8 @@ func (r *Runner) own(a *attempt, m *message.Message) error {
 	select {
 	case <-a.cancelled:
 	default:
-		cordoned, changed := r.Cordoned()
-		if cordoned {
-			return ErrCordoned
-		}
-		select {
-		case r.slots <- struct{}{}:
-			a.hasSlot = true
-		case <-a.cancelled:
-		case <-changed:
-			return ErrCordoned
-		case <-r.stopped:
-			return ErrStopping
-		case <-m.Context().Done():
-			return fmt.Errorf("wait for a slot: %w", context.Cause(m.Context()))
+		if err := r.awaitSlot(a, m); err != nil {
+			return err
 		}
 	}
 	if err := a.begin(a.launchOf(m)); err != nil {
@@ -257,7 +248,7 @@ func (r *Runner) run(a *attempt) {
 	r.count(late, 1)
 	r.mu.Unlock()
 	if a.hasSlot {
-		<-r.slots
+		r.freeSlot()
 	}
 	select {
 	case <-a.cancelled: // In the moment between.
@@ -286,7 +277,7 @@ func (r *Runner) dismiss(a *attempt) {
 	}
 	r.mu.Unlock()
 	if a.hasSlot {
-		<-r.slots
+		r.freeSlot()
 	}
 	if a.hasEar {
 		<-r.ears

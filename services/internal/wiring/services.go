@@ -135,7 +135,7 @@ func runnerNode(b Base, c runner.Config) *node {
 	n := &node{Base: b, name: "runner"}
 	// Each attempt gathers while its last call is under way (package outbox). Lingering would only be added to every one.
 	n.publishing = kafka.PublisherOptions{Linger: -1, BatchBytes: outbox.BatchBytes}
-	c.Committed, c.Upload = committed(b, c.ID), upload(b)
+	c.Committed, c.Upload, c.OthersFree = committed(b, c.ID), upload(b), othersFree(b, c.ID)
 	n.open = func(ctx context.Context, p *kafka.Publisher) ([]consumer, error) {
 		r, err := openRunner(ctx, b, c, p)
 		if err != nil {
@@ -155,7 +155,7 @@ func runnerNode(b Base, c runner.Config) *node {
 			err := r.Stop(ctx)
 			return errors.Join(err, control.stop())
 		}
-		return []consumer{{topic: events.TopicWork, inFlight: 1, fetchBytes: sinkFetchBytes, signature: c.ID, joined: rememberMember(b, c.DataDir), paused: r.Cordoned, handle: r.Handle}}, nil
+		return []consumer{{topic: events.TopicWork, inFlight: 1, fetchBytes: sinkFetchBytes, signature: c.ID, joined: rememberMember(b, c.DataDir), paused: r.Paused, handle: r.Handle}}, nil
 	}
 	return n
 }
