@@ -35,7 +35,7 @@ const (
 var loads = []struct {
 	name    string
 	size, n int
-}{{"100 B", 100, 300_000}, {"4 KiB", 4 << 10, 20_000}, {"512 KiB", 512 << 10, 600}}
+}{{"100 B", 100, 300_000}, {"4 KiB", 4 << 10, 100_000}, {"512 KiB", 512 << 10, 600}}
 
 func payload(n int) []byte {
 	b := make([]byte, n)
