@@ -52,6 +52,7 @@ type attempt struct {
 	past       past
 	journal    *journal.Journal
 	spool      *spool.Spool
+	output     flows
 	complained bool // That the journal cannot be written.
 	attached   bool // The spool has the pipes.
 
@@ -188,6 +189,15 @@ func (a *attempt) guard(doing string, do func()) (err error) {
 	return nil
 }
 
+// guarded is guard for what can fail.
+func (a *attempt) guarded(doing string, do func() error) error {
+	var err error
+	if broken := a.guard(doing, func() { err = do() }); broken != nil {
+		return broken
+	}
+	return err
+}
+
 // fact records what happened at a time. It can only fail for a fact that is not valid, which is a defect of
 // this package; it is logged, since nothing else may be stopped by it.
 func (a *attempt) fact(at time.Time, f proto.Message) {
@@ -247,11 +257,7 @@ func (a *attempt) live(life context.Context) bool {
 		p.Release() // The spool has everything: no supervisor is needed any more.
 	}
 	a.removeDirectory(life)
-	if !<-said || !w.told {
-		return false
-	}
-	a.seal()
-	return true
+	return <-said && w.told && a.seal(life)
 }
 
 // liveWithout finishes an attempt whose supervisor is no more: what is in the spool, and in the pipes when it ended in the middle of the
@@ -285,11 +291,7 @@ func (a *attempt) liveWithout(life context.Context, gone *supervisor.GoneError) 
 		}
 	}
 	a.removeDirectory(life)
-	if !<-said {
-		return false
-	}
-	a.seal()
-	return true
+	return <-said && a.seal(life)
 }
 
 // endHalfStarted reads the pipes of a process that may only be about to be there: its supervisor ended around fork(2). Whoever shows up
@@ -320,12 +322,13 @@ func (a *attempt) processStarted(r protocol.Record) {
 }
 
 // move moves both streams into the spool, and from there chunks into the outbox. drained is closed when the pipes are done
-// with; said gets whether every chunk got into the outbox.
+// with; said gets whether every chunk got into the outbox. Then flush is due.
 func (a *attempt) move(life context.Context) (drained <-chan struct{}, said <-chan bool) {
 	d, s := make(chan struct{}), make(chan bool, 1)
 	var readers sync.WaitGroup
 	var whole atomic.Bool
 	whole.Store(true)
+	a.output = flows{a: a}
 	for _, stream := range []executionv1.Stream{executionv1.Stream_STREAM_STDOUT, executionv1.Stream_STREAM_STDERR} {
 		readers.Go(func() {
 			if !a.read(life, stream) {
@@ -338,10 +341,7 @@ func (a *attempt) move(life context.Context) (drained <-chan struct{}, said <-ch
 		close(d)
 	}()
 	go func() {
-		err := errors.New("not begun")
-		if broken := a.guard("publish output", func() { err = a.publishOutput(life) }); broken != nil {
-			err = broken
-		}
+		err := a.guarded("publish output", func() error { return a.output.publish(life) })
 		<-d
 		s <- err == nil && whole.Load()
 	}()
@@ -385,14 +385,26 @@ func (a *attempt) read(life context.Context, stream executionv1.Stream) bool {
 	return true
 }
 
-func (a *attempt) seal() { a.fact(time.Now(), a.sealing()) }
+// flush passes on what is held back of the output, as far as it is decided. It reports whether that was possible.
+func (a *attempt) flush(life context.Context) bool {
+	return a.guarded("flush output", func() error { return a.output.flush(life) }) == nil
+}
+
+// seal seals what there is. It reports false when the time was over before.
+func (a *attempt) seal(life context.Context) bool {
+	if !a.flush(life) {
+		return false
+	}
+	a.fact(time.Now(), a.sealing())
+	return true
+}
 
 // sealing is the seal as far as both streams are known.
 func (a *attempt) sealing() *executionv1.OutputSealed {
 	var seals []*executionv1.StreamSeal
 	for _, id := range []executionv1.Stream{executionv1.Stream_STREAM_STDOUT, executionv1.Stream_STREAM_STDERR} {
 		s := a.past.of(id)
-		captured := a.spool.Captured(id) + s.beyond
+		captured := a.spool.Captured(id) - a.output.heldBack(id) + s.beyond
 		seal := &executionv1.StreamSeal{
 			Stream: id, CapturedBytes: captured, PublishedBytes: captured, Elided: s.elided, Lost: s.lost,
 			PublishedSha256: s.digest.Sum(nil), PipeStillHeld: s.held, MaskedRanges: s.masked.Ranges, MaskedBytes: s.masked.Bytes,
@@ -412,9 +424,7 @@ func (a *attempt) sealing() *executionv1.OutputSealed {
 }
 
 // sealNothing seals the output of a process that never was.
-func (a *attempt) sealNothing() {
-	a.seal()
-}
+func (a *attempt) sealNothing() { a.fact(time.Now(), a.sealing()) }
 
 // removeDirectory removes the working directory, when it is ours.
 func (a *attempt) removeDirectory(life context.Context) {

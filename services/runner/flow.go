@@ -49,12 +49,11 @@ type flows struct {
 	elided []byte // What is elided needs no memory of its own.
 }
 
-// publishOutput passes output on, and waits when there is no room.
-func (a *attempt) publishOutput(life context.Context) error {
-	f := &flows{a: a}
+// publish passes output on until there is no more, and waits when there is no room. What masking holds back stays.
+func (f *flows) publish(life context.Context) error {
 	for {
 		if err := f.step(life); errors.Is(err, io.EOF) {
-			return f.flush(life)
+			return nil
 		} else if err != nil {
 			return err
 		}
@@ -84,10 +83,12 @@ func (f *flows) step(life context.Context) error {
 	return to.take(life, c, data)
 }
 
-// flush passes on what masking holds back of the streams that are at their end. The rest is the next worker's.
+// flush passes on what masking holds back of the streams that are at their end. The rest is the next worker's. Of a stream that goes on
+// being listened to nothing is passed on: what comes late decides whether it was the beginning of a secret, and it counts as late with it.
 func (f *flows) flush(life context.Context) error {
 	for _, to := range f.list {
-		if _, ended := f.a.spool.Ended(to.id); !ended {
+		end, ended := f.a.spool.Ended(to.id)
+		if !ended || end.Held && f.a.listens {
 			continue
 		}
 		if err := to.flush(life); err != nil {
@@ -95,6 +96,16 @@ func (f *flows) flush(life context.Context) error {
 		}
 	}
 	return nil
+}
+
+// heldBack is how many of a stream's bytes were not passed on.
+func (f *flows) heldBack(id executionv1.Stream) uint64 {
+	for _, to := range f.list {
+		if to.id == id && to.mask != nil && len(to.parts) > 0 {
+			return to.parts[len(to.parts)-1].end - to.done
+		}
+	}
+	return 0
 }
 
 func (f *flows) of(id executionv1.Stream) (*flow, error) {
@@ -257,13 +268,9 @@ func (f *flow) elide(at uint64, data []byte) {
 	f.a.spool.Drop(f.id, end)
 }
 
-// published returns bytes of a stream as they were published before.
-func (a *attempt) published(id executionv1.Stream, start, end uint64) ([]byte, error) {
+// published returns bytes of a stream as they are published when the stream ends at there, or behind.
+func (a *attempt) published(id executionv1.Stream, start, end, there uint64) ([]byte, error) {
 	reach := uint64(a.masker.Reach())
-	there := a.spool.Captured(id)
-	if sealed := a.past.of(id).mark.From; end <= sealed {
-		there = sealed // What came late was not known then.
-	}
 	from, to := start-min(start, reach), max(end, min(end+reach, there))
 	data := make([]byte, to-from)
 	if err := a.spool.LoadInto(data, id, from); err != nil || a.masker.Empty() {

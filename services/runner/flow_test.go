@@ -192,7 +192,7 @@ func (r *relay) end() {
 		r.t.Fatal(err)
 	}
 	r.back()
-	r.a.seal()
+	r.a.seal(context.Background())
 	r.a.facts.Close()
 	if err := <-r.sent; err != nil {
 		r.t.Fatal(err)

@@ -102,7 +102,7 @@ func (a *attempt) listen(life context.Context) bool {
 	a.untilEnough(life, drained)
 	a.spool.Stop(time.Now())
 	<-drained
-	if !<-said {
+	if !<-said || !a.flush(life) {
 		return false
 	}
 	if seal := a.sealing(); !proto.Equal(seal, a.past.sealed) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -244,8 +245,8 @@ func TestSupervisorKilledWhileListening(t *testing.T) {
 	}
 }
 
-// A secret of which the beginning comes before the seal and the rest after it: the rest is masked. The beginning was published with the
-// seal, since by then it was none.
+// A secret of which the beginning comes before the seal and the rest after it is masked as a whole: what may be a beginning is left out of
+// the seal and counts as late.
 func TestLateOutputMasksWhatBeganBeforeTheSeal(t *testing.T) {
 	t.Parallel()
 	fifo := mkfifo(t)
@@ -255,17 +256,63 @@ func TestLateOutputMasksWhatBeganBeforeTheSeal(t *testing.T) {
 	spec.Secrets = sealed(t, f, map[string]string{"TOKEN": "open-sesame"})
 	id := f.start(t, spec)
 	s := f.log.awaitSeals(t, id, 1)
-	if seal := s.seals[stdout]; !seal.GetPipeStillHeld() || seal.GetCapturedBytes() != 12 || seal.GetPublishedBytes() != 12 {
+	if seal := s.seals[stdout]; !seal.GetPipeStillHeld() || seal.GetCapturedBytes() != 7 || seal.GetPublishedBytes() != 7 {
 		t.Errorf("first seal: %v", seal)
 	}
 	writeFIFO(t, fifo, "go\n")
-	f.log.awaitOutput(t, id, stdout, "******")
+	f.log.awaitOutput(t, id, stdout, "***********")
 	writeFIFO(t, fifo, "go\n")
 	s = f.log.awaitSeals(t, id, 2)
-	if got, want := string(s.output[stdout]), "parent open-****** end *********** over"; got != want {
+	if got, want := string(s.output[stdout]), "parent *********** end *********** over"; got != want {
 		t.Errorf("stdout %q, want %q", got, want)
 	}
-	if seal := s.seals[stdout]; seal.GetMaskedRanges() != 2 || seal.GetMaskedBytes() != 17 || seal.GetPipeStillHeld() {
+	if seal := s.seals[stdout]; seal.GetMaskedRanges() != 2 || seal.GetMaskedBytes() != 22 || seal.GetPipeStillHeld() {
 		t.Errorf("second seal: %v", seal)
+	}
+}
+
+// What may be the beginning of a secret, and is not, is there when the other process has ended.
+func TestLateOutputOfWhatIsNoSecret(t *testing.T) {
+	t.Parallel()
+	fifo := mkfifo(t)
+	f := newRunner(t, quick)
+	spec := daemon(fifo, `read x <&3`)
+	spec.Argv[len(spec.Argv)-1] = strings.Replace(spec.GetArgv()[len(spec.GetArgv())-1], "echo parent", `printf "parent open-"`, 1)
+	spec.Secrets = sealed(t, f, map[string]string{"TOKEN": "open-sesame"})
+	id := f.start(t, spec)
+	if seal := f.log.awaitSeals(t, id, 1).seals[stdout]; !seal.GetPipeStillHeld() || seal.GetCapturedBytes() != 7 {
+		t.Errorf("first seal: %v", seal)
+	}
+	writeFIFO(t, fifo, "go\n")
+	s := f.log.awaitSeals(t, id, 2)
+	if got, seal := string(s.output[stdout]), s.seals[stdout]; got != "parent open-" || seal.GetCapturedBytes() != 12 || seal.GetMaskedBytes() != 0 || seal.GetPipeStillHeld() {
+		t.Errorf("stdout %q, %v", got, seal)
+	}
+}
+
+// The same with a worker that is killed between the two: the next one knows what was held back.
+func TestLateOutputMasksWhatBeganBeforeTheSealAndAKill(t *testing.T) {
+	t.Parallel()
+	fifo := mkfifo(t)
+	s := newStage(t, "")
+	var recipient []byte
+	eventually(t, "public key", func() (there bool) {
+		recipient, _ = os.ReadFile(filepath.Join(s.data, "key.pub"))
+		return len(recipient) > 0
+	})
+	spec := daemon(fifo, `read x <&3; printf "sesame over"`)
+	spec.Argv[len(spec.Argv)-1] = strings.Replace(spec.GetArgv()[len(spec.GetArgv())-1], "echo parent", `printf "parent open-"`, 1)
+	spec.Secrets = sealedFor(t, strings.TrimSpace(string(recipient)), map[string]string{"TOKEN": "open-sesame"})
+	id := s.start(t, spec)
+	if seal := s.log.awaitSeals(t, id, 1).seals[stdout]; !seal.GetPipeStillHeld() || seal.GetCapturedBytes() != 7 {
+		t.Errorf("first seal: %v", seal)
+	}
+	if err := syscall.Kill(s.worker(), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	writeFIFO(t, fifo, "go\n")
+	story := s.log.awaitSeals(t, id, 2)
+	if got, seal := string(story.output[stdout]), story.seals[stdout]; got != "parent *********** over" || seal.GetMaskedRanges() != 1 || seal.GetMaskedBytes() != 11 {
+		t.Errorf("stdout %q, %v", got, seal)
 	}
 }

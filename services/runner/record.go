@@ -150,7 +150,10 @@ func (a *attempt) resume() error {
 }
 
 func (a *attempt) resumeChunk(c journal.Chunk) error {
-	data, err := a.published(c.Stream, c.Offset, c.End())
+	data, err := a.published(c.Stream, c.Offset, c.End(), a.spool.Captured(c.Stream))
+	if sealed := a.past.of(c.Stream).mark.From; err == nil && journal.Checksum(data) != c.CRC && c.End() <= sealed {
+		data, err = a.published(c.Stream, c.Offset, c.End(), sealed) // What came late was not known then.
+	}
 	if err == nil && journal.Checksum(data) != c.CRC {
 		err = spool.ErrTornSpool
 	}
