@@ -24,6 +24,8 @@ type Config struct {
 	TopicPrefix string
 	// Security is how connections are protected; the zero value is plain text.
 	Security Security
+	// Compression of the batches that Publishers write, unless their options say another one; zero: zstd.
+	Compression Compression
 	// Logger gets changes of state; nil discards them.
 	Logger *slog.Logger
 }
@@ -77,6 +79,9 @@ func (c Config) Validate() error {
 	}
 	if c.TopicPrefix != "" && !validName(c.TopicPrefix) {
 		errs = append(errs, fmt.Errorf("topic prefix: %q has characters Kafka does not allow in a topic", c.TopicPrefix))
+	}
+	if _, ok := codecs[c.Compression]; !ok {
+		errs = append(errs, fmt.Errorf("compression: %q is not known: want zstd, lz4, snappy, gzip or none", c.Compression))
 	}
 	switch c.Security.Mechanism {
 	case "":

@@ -45,3 +45,24 @@ func discoverers() int {
 	buf := make([]byte, 1<<20)
 	return strings.Count(string(buf[:runtime.Stack(buf, true)]), "kafka-go.(*connPool).discover(")
 }
+
+func TestCompressionOfThePublisherGoesBeforeTheConfigurations(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ config, options, want Compression }{
+		{"", "", ""}, {CompressionLZ4, "", CompressionLZ4}, {CompressionLZ4, CompressionNone, CompressionNone}, {"", CompressionGzip, CompressionGzip},
+	} {
+		p, err := NewPublisher(Config{Brokers: []string{"127.0.0.1:1"}, Compression: c.config}, PublisherOptions{Compression: c.options})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.options.Compression != c.want {
+			t.Errorf("%q and %q give %q, want %q", c.config, c.options, p.options.Compression, c.want)
+		}
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := NewPublisher(Config{Brokers: []string{"127.0.0.1:1"}, Compression: "br"}, PublisherOptions{}); err == nil {
+		t.Error("br is a compression of Kafka's")
+	}
+}

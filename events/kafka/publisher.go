@@ -59,7 +59,7 @@ type PublisherOptions struct {
 	MaxMessageBytes int
 	// MaxBuffered bounds the bytes waiting for the broker; Publish blocks above it.
 	MaxBuffered int64
-	// Compression of the batches.
+	// Compression of the batches; zero: the configuration's.
 	Compression Compression
 	// Key gives the key of a message that has no metadata ce_partitionkey; nil result: no key.
 	Key func(topic string, m *message.Message) []byte
@@ -139,6 +139,7 @@ func NewPublisher(c Config, o PublisherOptions) (*Publisher, error) {
 		return nil, fmt.Errorf("kafka publisher: %w", err)
 	}
 	o = o.withDefaults()
+	o.Compression = orDefault(o.Compression, c.Compression)
 	aborted, abort := context.WithCancel(context.Background())
 	return &Publisher{
 		config: c, options: o, link: newLink(c), memory: semaphore.NewWeighted(o.MaxBuffered),

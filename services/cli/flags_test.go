@@ -7,6 +7,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"verbatim.dev/events/kafka"
 )
 
 func TestServerAddresses(t *testing.T) {
@@ -55,8 +57,9 @@ func TestKafkaFlags(t *testing.T) {
 	}
 	brokers := []string{"b:1"}
 	for says, f := range map[string]kafkaFlags{
-		"":                            {Kafka: brokers, KafkaSASL: "scram-sha-512", KafkaUser: "u", KafkaPasswordFile: password, KafkaTLS: true},
+		"":                            {Kafka: brokers, KafkaSASL: "scram-sha-512", KafkaUser: "u", KafkaPasswordFile: password, KafkaTLS: true, KafkaCompression: "lz4"},
 		"no broker is named":          {},
+		"\"br\" is not known":         {Kafka: brokers, KafkaCompression: "br"},
 		"host:port":                   {Kafka: []string{"b"}},
 		"needs a user name":           {Kafka: brokers, KafkaSASL: "plain", KafkaUser: "u"},
 		"goes with --kafka-sasl":      {Kafka: brokers, KafkaUser: "u", KafkaSASL: "none"},
@@ -71,8 +74,8 @@ func TestKafkaFlags(t *testing.T) {
 		if (says == "") != (err == nil) || (err != nil && !strings.Contains(err.Error(), says)) {
 			t.Errorf("want %q, got %v", says, err)
 		}
-		if says == "" && (string(c.Security.Password) != "not-a-secret" || c.Security.TLS == nil || c.Security.Mechanism != "SCRAM-SHA-512") {
-			t.Errorf("configured %+v", c.Security)
+		if says == "" && (string(c.Security.Password) != "not-a-secret" || c.Security.TLS == nil || c.Security.Mechanism != "SCRAM-SHA-512" || c.Compression != kafka.CompressionLZ4) {
+			t.Errorf("configured %+v, %s", c.Security, c.Compression)
 		}
 	}
 }
@@ -96,6 +99,7 @@ func TestTheConfigurationFile(t *testing.T) {
 		{`{"kafka": "b:1", "kafka-sasl": "plain"}`, "user name"},
 		{`{"kafka": "b:1", "slots": 4, "kafka-user": "u"}`, "--kafka-sasl"}, // slots is another service's.
 		{`{"kafak": "b:1"}`, "kafak"},
+		{`{"kafka": "b:1", "kafka-compression": "br"}`, "kafka-compression"},
 		{`{"kafka": {"a": 1}}`, "object"},
 		{`[]`, "JSON object"},
 		{`{`, "JSON object"},

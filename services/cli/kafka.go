@@ -18,6 +18,7 @@ type kafkaFlags struct {
 	Kafka             []string `env:"VERBATIM_KAFKA" group:"Kafka:" placeholder:"HOST:PORT" help:"Brokers to start from, separated by commas."`
 	KafkaClientID     string   `default:"verbatim" env:"VERBATIM_KAFKA_CLIENT_ID" group:"Kafka:" help:"Name of this client in the broker's logs and quotas."`
 	TopicPrefix       string   `env:"VERBATIM_TOPIC_PREFIX" group:"Kafka:" help:"Prefix of every topic and group, so that installations can share a cluster."`
+	KafkaCompression  string   `enum:"zstd,lz4,snappy,gzip,none" default:"zstd" env:"VERBATIM_KAFKA_COMPRESSION" group:"Kafka:" help:"Compression of what is written: zstd, lz4, snappy, gzip or none."`
 	KafkaTLS          bool     `name:"kafka-tls" env:"VERBATIM_KAFKA_TLS" group:"Kafka:" help:"Encrypt connections with TLS."`
 	KafkaTLSCA        string   `name:"kafka-tls-ca" env:"VERBATIM_KAFKA_TLS_CA" group:"Kafka:" placeholder:"FILE" help:"Certificates (PEM) that may sign the broker's. Default: the system's."`
 	KafkaTLSCert      string   `name:"kafka-tls-cert" env:"VERBATIM_KAFKA_TLS_CERT" group:"Kafka:" placeholder:"FILE" help:"This client's certificate (PEM), where the broker asks for one."`
@@ -29,7 +30,7 @@ type kafkaFlags struct {
 
 // config reads what the flags name and returns every fault, joined.
 func (f kafkaFlags) config(logger *slog.Logger) (kafka.Config, error) {
-	c := kafka.Config{Brokers: f.Kafka, ClientID: f.KafkaClientID, TopicPrefix: f.TopicPrefix, Logger: logger}
+	c := kafka.Config{Brokers: f.Kafka, ClientID: f.KafkaClientID, TopicPrefix: f.TopicPrefix, Compression: kafka.Compression(f.KafkaCompression), Logger: logger}
 	if len(f.Kafka) == 0 {
 		return c, errors.New("no broker is named: say one with --kafka HOST:PORT or VERBATIM_KAFKA")
 	}

@@ -44,6 +44,7 @@ func main() {
 	flag.IntVar(&b.idle, "idle", 200, "idle processes")
 	flag.DurationVar(&b.ticking, "ticking", 20*time.Second, "how long lines are written for the time to the log")
 	flag.StringVar(&b.only, "only", "short,large,idle,delay", "what to measure")
+	flag.StringVar(&b.compression, "compression", "zstd", "what the runner compresses with: zstd, lz4, snappy, gzip or none")
 	flag.StringVar(&b.rig.Program, "verbatim", "", "the program to measure; default: the one built into this command")
 	flag.StringVar(&b.rig.Dir, "dir", "", "folder on the disk to measure; default: a temporary one")
 	flag.Parse()
@@ -59,7 +60,7 @@ func main() {
 type bench struct {
 	rounds, commands, parallel, megabytes, idle int
 	ticking                                     time.Duration
-	only                                        string
+	only, compression                           string
 	rig                                         rig.Rig
 
 	runner    *rig.Process
@@ -93,7 +94,7 @@ func (b *bench) run(ctx context.Context, out io.Writer) (err error) {
 		return err
 	}
 	defer func() { b.facts.close() }()
-	b.runner, err = b.rig.Launch("runner", "runner", "--kafka", broker.Addr, "--data", b.rig.Dir, "--slots", fmt.Sprint(max(b.parallel, b.idle)))
+	b.runner, err = b.rig.Launch("runner", "runner", "--kafka", broker.Addr, "--data", b.rig.Dir, "--slots", fmt.Sprint(max(b.parallel, b.idle)), "--kafka-compression", b.compression)
 	if err != nil {
 		return err
 	}
