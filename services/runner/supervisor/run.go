@@ -63,11 +63,14 @@ type run struct {
 	Config
 	host  *Host
 	ready bool // Some worker was.
+	// ignoreAgain ends handleIgnored.
+	ignoreAgain func()
 }
 
 // Run supervises until the context ends; then it lets the worker stop, and ends what is left.
 func Run(ctx context.Context, c Config) error {
-	r := &run{Config: c, host: NewHost(c.Logger)}
+	r := &run{Config: c, host: NewHost(c.Logger), ignoreAgain: handleIgnored()}
+	defer func() { r.ignoreAgain() }()
 	r.host.groups = c.Groups
 	if c.State != nil {
 		if err := r.host.restore(c.State); err != nil {
@@ -87,7 +90,9 @@ func Run(ctx context.Context, c Config) error {
 			pause, r.ready = firstPause, true
 		}
 		if errors.Is(err, errRenewed) {
+			r.ignoreAgain() // What it is then finds them as this one did.
 			c.Logger.ErrorContext(ctx, "supervisor goes on as it is", "error", r.renew(ctx))
+			r.ignoreAgain = handleIgnored()
 			continue
 		}
 		var failed *WorkerError

@@ -740,16 +740,19 @@ func (*ProcessExited_Signal) isProcessExited_Status() {}
 
 // ResourceUsage is what getrusage(2) says of the process and the children it waited for.
 type ResourceUsage struct {
-	state               protoimpl.MessageState `protogen:"open.v1"`
-	UserTime            *durationpb.Duration   `protobuf:"bytes,1,opt,name=user_time,json=userTime,proto3" json:"user_time,omitempty"`
-	SystemTime          *durationpb.Duration   `protobuf:"bytes,2,opt,name=system_time,json=systemTime,proto3" json:"system_time,omitempty"`
-	MaxResidentBytes    uint64                 `protobuf:"varint,3,opt,name=max_resident_bytes,json=maxResidentBytes,proto3" json:"max_resident_bytes,omitempty"`
-	MinorPageFaults     uint64                 `protobuf:"varint,4,opt,name=minor_page_faults,json=minorPageFaults,proto3" json:"minor_page_faults,omitempty"`
-	MajorPageFaults     uint64                 `protobuf:"varint,5,opt,name=major_page_faults,json=majorPageFaults,proto3" json:"major_page_faults,omitempty"`
-	BlocksRead          uint64                 `protobuf:"varint,6,opt,name=blocks_read,json=blocksRead,proto3" json:"blocks_read,omitempty"`
-	BlocksWritten       uint64                 `protobuf:"varint,7,opt,name=blocks_written,json=blocksWritten,proto3" json:"blocks_written,omitempty"`
-	VoluntarySwitches   uint64                 `protobuf:"varint,8,opt,name=voluntary_switches,json=voluntarySwitches,proto3" json:"voluntary_switches,omitempty"`
-	InvoluntarySwitches uint64                 `protobuf:"varint,9,opt,name=involuntary_switches,json=involuntarySwitches,proto3" json:"involuntary_switches,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// CPU time outside and inside the kernel.
+	UserTime   *durationpb.Duration `protobuf:"bytes,1,opt,name=user_time,json=userTime,proto3" json:"user_time,omitempty"`
+	SystemTime *durationpb.Duration `protobuf:"bytes,2,opt,name=system_time,json=systemTime,proto3" json:"system_time,omitempty"`
+	// The most memory that the largest of them had, in bytes. Linux also counts the moment between fork(2) and execve(2), in which the process
+	// shares the supervisor's memory, so it is never less than that has (some 70 MB).
+	MaxResidentBytes    uint64 `protobuf:"varint,3,opt,name=max_resident_bytes,json=maxResidentBytes,proto3" json:"max_resident_bytes,omitempty"`
+	MinorPageFaults     uint64 `protobuf:"varint,4,opt,name=minor_page_faults,json=minorPageFaults,proto3" json:"minor_page_faults,omitempty"`
+	MajorPageFaults     uint64 `protobuf:"varint,5,opt,name=major_page_faults,json=majorPageFaults,proto3" json:"major_page_faults,omitempty"`
+	BlocksRead          uint64 `protobuf:"varint,6,opt,name=blocks_read,json=blocksRead,proto3" json:"blocks_read,omitempty"`
+	BlocksWritten       uint64 `protobuf:"varint,7,opt,name=blocks_written,json=blocksWritten,proto3" json:"blocks_written,omitempty"`
+	VoluntarySwitches   uint64 `protobuf:"varint,8,opt,name=voluntary_switches,json=voluntarySwitches,proto3" json:"voluntary_switches,omitempty"`
+	InvoluntarySwitches uint64 `protobuf:"varint,9,opt,name=involuntary_switches,json=involuntarySwitches,proto3" json:"involuntary_switches,omitempty"`
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
