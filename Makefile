@@ -31,7 +31,7 @@ test-kafka: deps ## run the transport's suites and the scenarios against a real 
 	@scripts/test-kafka
 
 .PHONY: prove-transport
-prove-transport: deps ## Watermill's suites five times on each broker, with the race detector: about an hour
+prove-transport: deps ## Watermill's suites five times on each broker, with the race detector: about half an hour
 	@cd events && go test -race -timeout 60m -count=5 -run 'TestPubSub$$|TestReconnect' ./kafka
 	@cd events && STRESS_TEST_COUNT=10 go test -race -tags stress -timeout 60m -count=5 -run TestPubSubStress -parallel 4 ./kafka
 	@cd services && go test -race -timeout 60m -count=5 -run 'TestConformance|TestReconnect' ./embedded/kafka
