@@ -54,7 +54,7 @@ func (c *runCommand) readSecrets(stderr io.Writer) (map[string][]byte, error) {
 		if err != nil {
 			return nil, usageError{fmt.Errorf("--secret %s: %w", name, err)}
 		}
-		if len(value) < mask.MinBytes {
+		if mask.TooShort(value) {
 			fmt.Fprintf(stderr, "verbatim run: secret %s has fewer than %d bytes and is not masked in the output\n", name, mask.MinBytes)
 		}
 		values[name] = value

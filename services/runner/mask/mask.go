@@ -1,6 +1,7 @@
 package mask
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -56,7 +57,11 @@ func (*Masker) String() string { return "mask.Masker" }
 // GoString keeps values out of logs.
 func (*Masker) GoString() string { return "mask.Masker" }
 
-// New learns the values. unmasked names the secrets whose values are too short to be masked.
+// TooShort reports whether a value is not masked where it stands by itself, without the space around it: it would be masked everywhere.
+// Longer forms of it (escaped with its newline, say) are.
+func TooShort(value []byte) bool { return len(bytes.TrimSpace(value)) < MinBytes }
+
+// New learns the values. unmasked names the secrets that are TooShort.
 func New(secrets []Secret) (m *Masker, unmasked []string, err error) {
 	m = &Masker{nodes: []node{{}}}
 	for _, s := range secrets {
@@ -64,7 +69,7 @@ func New(secrets []Secret) (m *Masker, unmasked []string, err error) {
 			return nil, nil, fmt.Errorf("secret %q has %d bytes, the limit is %d", s.Name, len(s.Value), MaxBytes)
 		}
 		all := forms(s.Value)
-		if len(all) == 0 {
+		if TooShort(s.Value) {
 			unmasked = append(unmasked, s.Name)
 		}
 		for _, form := range all {

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 
@@ -101,8 +102,10 @@ func TestBase64IsHiddenInEveryPosition(t *testing.T) {
 
 func TestWhatCannotBeMaskedIsNamed(t *testing.T) {
 	t.Parallel()
-	_, unmasked, err := mask.New([]mask.Secret{{Name: "PIN", Value: []byte("42")}, {Name: "KEY", Value: []byte("long enough")}})
-	if err != nil || len(unmasked) != 1 || unmasked[0] != "PIN" {
+	_, unmasked, err := mask.New([]mask.Secret{
+		{Name: "PIN", Value: []byte("42")}, {Name: "KEY", Value: []byte("long enough")}, {Name: "FILE", Value: []byte("abc\n")}, {Name: "CODE", Value: []byte("abcd\n")},
+	})
+	if err != nil || !slices.Equal(unmasked, []string{"PIN", "FILE"}) {
 		t.Errorf("%v, %v", unmasked, err)
 	}
 	if _, _, err = mask.New([]mask.Secret{{Name: "BIG", Value: make([]byte, mask.MaxBytes+1)}}); err == nil || !strings.Contains(err.Error(), "BIG") {
