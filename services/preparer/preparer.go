@@ -102,9 +102,22 @@ func (p *Preparer) Handle(m *message.Message) error {
 	}
 }
 
+// clocksAgree is how far the time of a request may be from the broker's to count as when it came.
+const clocksAgree = 5 * time.Minute
+
+// cameAt is when a request came, the same for each of its records: a broker that dies before it acknowledges gets the request once more, and
+// has another time for that. So it is the request's own time, unless somebody's clock is wrong; then it is when the broker got it.
+func cameAt(request events.Event, received time.Time) time.Time {
+	if received.Sub(request.Time).Abs() > clocksAgree {
+		return received
+	}
+	return request.Time
+}
+
 // prepare says what becomes of an attempt, after other facts, and hands it to the runners. at is when the broker got the request.
 func (p *Preparer) prepare(ctx context.Context, request events.Event, asked *executionv1.ExecutionRequested, requestedAt time.Time, attempt uint32, at time.Time, facts ...*message.Message) error {
 	prepared, failed := prepare(asked, requestedAt)
+	came := cameAt(request, at)
 	if within := p.config.PrepareWithin; within > 0 && p.config.Now().Sub(at) > within {
 		prepared, failed = nil, &executionv1.PreparationFailed{
 			Reason:  executionv1.PreparationFailureReason_PREPARATION_FAILURE_REASON_EXPIRED,
@@ -112,13 +125,13 @@ func (p *Preparer) prepare(ctx context.Context, request events.Event, asked *exe
 		}
 	}
 	if prepared != nil && p.config.StartWithin > 0 {
-		prepared.StartBy = timestamppb.New(at.Add(p.config.StartWithin))
+		prepared.StartBy = timestamppb.New(came.Add(p.config.StartWithin))
 	}
 	var outcome proto.Message = prepared
 	if failed != nil {
 		outcome = failed
 	}
-	next, err := p.producer.Event(request.Subject, attempt, 1, at, outcome)
+	next, err := p.producer.Event(request.Subject, attempt, 1, came, outcome)
 	if err != nil {
 		return failure.Permanent(err)
 	}

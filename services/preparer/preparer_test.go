@@ -1,10 +1,12 @@
 package preparer_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -204,6 +206,45 @@ func TestSecretsAndUploadsAreHandedOnAsTheyAre(t *testing.T) {
 		p := e.Data.(*executionv1.Prepared)
 		if string(p.GetSecrets()["A"]) != string(r.GetSecrets()["A"]) || !proto.Equal(p.GetStdinUpload(), r.GetStdinUpload()) {
 			t.Errorf("launch spec %v", p)
+		}
+	}
+}
+
+// A broker that died before it acknowledged has a request twice, each with a time of its own. That is one request, and what becomes of it is the same.
+// With a time that is far from the broker's, somebody's clock is wrong, and what counts is when the broker got it.
+func TestTwoRecordsOfARequestGiveTheSameBytes(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		off  time.Duration
+		same bool
+	}{{time.Second, true}, {-time.Minute, true}, {time.Hour, false}, {-48 * time.Hour, false}} {
+		l, at := &log{}, eventstest.Time.Add(c.off)
+		p := preparer.New(preparer.Config{StartWithin: 24 * time.Hour}, l, func(*message.Message) time.Time { return at }, slog.New(slog.DiscardHandler))
+		for range 2 {
+			if err := p.Handle(request(t, command("true"))); err != nil {
+				t.Fatal(err)
+			}
+			at = at.Add(7 * time.Second)
+		}
+		if len(l.messages) != 6 {
+			t.Fatalf("%d messages", len(l.messages))
+		}
+		for i := range 3 {
+			same := bytes.Equal(l.messages[i].Payload, l.messages[i+3].Payload) && maps.Equal(l.messages[i].Metadata, l.messages[i+3].Metadata)
+			if want := c.same || i == 0; same != want { // The first is the request itself.
+				t.Errorf("off by %s: message %d is the same: %v, want %v", c.off, i, same, want)
+			}
+		}
+		e, err := codec.FromMessage(l.messages[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := eventstest.Time
+		if !c.same {
+			want = want.Add(c.off)
+		}
+		if by := e.Data.(*executionv1.Prepared).GetStartBy().AsTime(); !by.Equal(want.Add(24 * time.Hour)) {
+			t.Errorf("off by %s: to be started by %s, want a day after %s", c.off, by, want)
 		}
 	}
 }
