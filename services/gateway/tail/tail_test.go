@@ -28,7 +28,7 @@ func TestFollowsWhatHappensUntilTheSeal(t *testing.T) {
 		go func() {
 			for range 50 {
 				m.append(s.chunk(), other.chunk())
-				time.Sleep(time.Millisecond)
+				time.Sleep(time.Millisecond) // In the bubble's own time.
 			}
 			m.append(s.seal(), s.chunk())
 		}()
@@ -171,11 +171,11 @@ func TestAFullQueueIsCaughtUpWith(t *testing.T) {
 		go func() {
 			for range 1000 {
 				m.append(s.chunk(), other.chunk())
-				time.Sleep(time.Millisecond)
+				time.Sleep(time.Millisecond) // In the bubble's own time.
 			}
 			m.append(s.seal())
 		}()
-		slow := func() { time.Sleep(3 * time.Millisecond) }
+		slow := func() { time.Sleep(3 * time.Millisecond) } // In the bubble's own time.
 		got, err := sequences(t, s.id, h.Follow(t.Context(), tail.Request{ID: s.id, After: begin}), slow)
 		want(t, got, err, 1, 1001)
 		if m.opened < 3 {
@@ -193,11 +193,11 @@ func TestAQueueIsBoundedInBytes(t *testing.T) {
 		go func() {
 			for range 100 {
 				m.append(s.chunks(3)...)
-				time.Sleep(time.Millisecond)
+				time.Sleep(time.Millisecond) // In the bubble's own time.
 			}
 			m.append(s.seal())
 		}()
-		got, err := sequences(t, s.id, h.Follow(t.Context(), tail.Request{ID: s.id, After: begin}), func() { time.Sleep(time.Millisecond) })
+		got, err := sequences(t, s.id, h.Follow(t.Context(), tail.Request{ID: s.id, After: begin}), func() { time.Sleep(time.Millisecond) }) // In the bubble's own time.
 		want(t, got, err, 1, 301)
 	})
 }
@@ -285,7 +285,7 @@ func TestABrokerThatBreaksCostsNothing(t *testing.T) {
 		m.fail = errors.New("away")
 		go func() {
 			for i := range 20 {
-				time.Sleep(time.Second)
+				time.Sleep(time.Second) // In the bubble's own time.
 				m.set(func() {
 					m.fail = nil
 					m.breakAll = i%2 == 0
@@ -393,7 +393,7 @@ func TestEveryFactOnceWhateverHappens(t *testing.T) {
 			var all sync.WaitGroup
 			follow := func(s *story, pace time.Duration) {
 				all.Go(func() {
-					got, err := sequences(t, s.id, h.Follow(t.Context(), tail.Request{ID: s.id, After: begin}), func() { time.Sleep(pace) })
+					got, err := sequences(t, s.id, h.Follow(t.Context(), tail.Request{ID: s.id, After: begin}), func() { time.Sleep(pace) }) // In the bubble's own time.
 					want(t, got, err, 1, 301)
 				})
 			}
@@ -410,7 +410,7 @@ func TestEveryFactOnceWhateverHappens(t *testing.T) {
 				if r.IntN(20) == 0 {
 					follow(stories[r.IntN(3)], time.Duration(r.IntN(20))*time.Millisecond)
 				}
-				time.Sleep(time.Duration(r.IntN(10)) * time.Millisecond)
+				time.Sleep(time.Duration(r.IntN(10)) * time.Millisecond) // In the bubble's own time.
 			}
 			m.set(func() { m.breakAll = false })
 			for _, s := range stories {
