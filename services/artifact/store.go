@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -23,6 +24,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"gocloud.dev/blob"
 	"gocloud.dev/blob/fileblob"
 	"gocloud.dev/gcerrors"
@@ -48,6 +50,9 @@ var ErrNotFound = errors.New("no such artifact")
 
 // checkTime bounds the question whether a store can be written.
 const checkTime = 8 * time.Second
+
+// checkTries is how often it is asked when somebody else's request is in the way, with pauses that begin at half a second.
+const checkTries = 5
 
 // Open opens the store of a URL. Close it in the end.
 func Open(ctx context.Context, address string) (*Store, error) {
@@ -125,10 +130,13 @@ const probe = "verbatim-probe"
 func (s *Store) Check(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
-	err := s.bucket.WriteAll(ctx, probe, []byte("verbatim"), &blob.WriterOptions{ContentType: "text/plain"})
-	if err == nil {
-		err = s.Delete(ctx, probe) // Somebody else may have asked in the same moment.
-	}
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		err := s.ask(ctx)
+		if err != nil && !conflict(err) {
+			err = backoff.Permanent(err)
+		}
+		return struct{}{}, err
+	}, backoff.WithMaxTries(checkTries))
 	switch {
 	case err == nil:
 		return nil
@@ -136,6 +144,21 @@ func (s *Store) Check(ctx context.Context) error {
 		return fmt.Errorf("artifacts: %w: %s: %w", ErrAway, s.base, err)
 	}
 	return fmt.Errorf("artifacts: %s cannot be written: %w (does it exist, and may this service write there?)", s.base, err)
+}
+
+// ask writes the probe and removes it. Somebody else may do the same in this moment.
+func (s *Store) ask(ctx context.Context) error {
+	if err := s.bucket.WriteAll(ctx, probe, []byte("verbatim"), &blob.WriterOptions{ContentType: "text/plain"}); err != nil {
+		return err
+	}
+	return s.Delete(ctx, probe)
+}
+
+// conflict says that somebody else's request was in the way: a server whose objects are files removes a prefix with the last object in it, while
+// another one is being written there.
+func conflict(err error) bool {
+	var server interface{ HTTPStatusCode() int }
+	return errors.As(err, &server) && server.HTTPStatusCode() == http.StatusConflict
 }
 
 // away tells an outage from a mistake.
