@@ -121,15 +121,15 @@ func (b *bench) measure(ctx context.Context, out io.Writer) error {
 	return nil
 }
 
-// submit puts work into the topic.
-func (b *bench) submit(ctx context.Context, argv []string, n int) (ids []string, err error) {
+// submit puts work into the topic. The limit of its output is nil for the default.
+func (b *bench) submit(ctx context.Context, argv []string, limit *executionv1.OutputLimit, n int) (ids []string, err error) {
 	var batch []*message.Message
 	for range n {
 		id, err := events.NewExecutionID()
 		if err != nil {
 			return nil, err
 		}
-		spec := &executionv1.Prepared{Argv: argv, OutputLimit: &executionv1.OutputLimit{None: true}}
+		spec := &executionv1.Prepared{Argv: argv, OutputLimit: limit}
 		e, err := events.Producer{Name: "preparer", Source: "/verbatim/preparer"}.Event(id, 1, 1, time.Now(), spec)
 		if err != nil {
 			return nil, err
@@ -156,7 +156,7 @@ func (b *bench) execute(ctx context.Context, argv []string, n, parallel int) (ti
 					continue
 				}
 				var ids []string
-				if ids, err = b.submit(ctx, argv, k); err == nil {
+				if ids, err = b.submit(ctx, argv, nil, k); err == nil {
 					err = b.facts.sealed(ctx, ids)
 				}
 			}
@@ -176,7 +176,7 @@ func (b *bench) execute(ctx context.Context, argv []string, n, parallel int) (ti
 
 // acknowledged runs a command, and returns how long it took from the submission until all of its facts are in the log: then
 // the runner puts it on its list of ended attempts. Nobody consumes meanwhile.
-func (b *bench) acknowledged(ctx context.Context, argv []string) (time.Duration, error) {
+func (b *bench) acknowledged(ctx context.Context, argv []string, limit *executionv1.OutputLimit) (time.Duration, error) {
 	b.facts.close() // Closing it twice does nothing.
 	host, err := os.Hostname()
 	if err != nil {
@@ -184,7 +184,7 @@ func (b *bench) acknowledged(ctx context.Context, argv []string) (time.Duration,
 	}
 	list := filepath.Join(b.rig.Dir, "runner-"+host, "ended")
 	began := time.Now()
-	ids, err := b.submit(ctx, argv, 1)
+	ids, err := b.submit(ctx, argv, limit, 1)
 	if err != nil {
 		return 0, err
 	}

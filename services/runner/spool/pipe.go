@@ -20,7 +20,8 @@ type pipe struct {
 	file *os.File
 	raw  syscall.RawConn
 
-	full bool // A full disk was logged. Only for the reader.
+	full  bool // A full disk was logged. Only for the reader.
+	grown bool // It was made larger, or that was tried. Only for the reader.
 
 	mu          sync.Mutex
 	flush, stop time.Time
@@ -95,6 +96,10 @@ func (p *pipe) splice(to *os.File, offset int64) (n int64, err error) {
 	n, err = transfer(in, out, offset)
 	if n > 0 {
 		p.full = false
+	}
+	if n >= pipeBytes && !p.grown {
+		p.grown = true
+		enlarge(in)
 	}
 	return n, err
 }

@@ -11,8 +11,18 @@ import (
 
 const ioctlReadable = unix.TIOCINQ
 
-// spliceBytes is what one splice takes at most: more than a pipe holds by default (64 KiB, pipe(7)).
+// A pipe holds 64 KiB (pipe(7)), and more once it was found full: a process that writes faster than it is read then waits, and wakes us, a quarter as
+// often. More than 256 KiB gains nothing, and what is in a pipe is lost with both processes of the runner (decision 0019).
+const (
+	pipeBytes      = 64 << 10
+	grownPipeBytes = 256 << 10
+)
+
+// spliceBytes is what one splice takes at most: more than a pipe holds.
 const spliceBytes = 1 << 20
+
+// enlarge makes a pipe larger where the user may have that much (fs.pipe-user-pages-soft); otherwise it stays as it is.
+func enlarge(fd int) { _, _ = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, grownPipeBytes) }
 
 // transfer moves what a pipe holds to a place in a file, without passing through this process. errEmpty: nothing is there.
 func transfer(in, out int, offset int64) (int64, error) {
