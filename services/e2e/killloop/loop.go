@@ -168,7 +168,7 @@ func (l *loop) close(broken bool) error {
 		switch {
 		case s == nil:
 		case broken:
-			s.Kill() // What is below it ends with it.
+			_ = s.Stop(patience) // Killed, it would leave its processes to a runner that goes on.
 		default:
 			errs = append(errs, s.Stop(patience))
 		}

@@ -49,10 +49,11 @@ func othersFree(b Base, id string) func(context.Context) (bool, error) {
 			if !ok || beat.GetRunner() != e.Subject || e.Subject == id {
 				continue
 			}
-			if len(beat.GetRunning()) < int(beat.GetSlots()) && !beat.GetCordoned() && !beat.GetStopping() {
-				free[e.Subject] = true
-			} else {
+			switch hasSlot := len(beat.GetRunning()) < int(beat.GetSlots()) && !beat.GetCordoned() && !beat.GetStopping(); {
+			case !hasSlot:
 				delete(free, e.Subject)
+			case len(free) < fleet.Limit: // Whatever is written to the topic.
+				free[e.Subject] = true
 			}
 		}
 		return len(free) > 0, nil

@@ -67,7 +67,8 @@ type run struct {
 	ignoreAgain func()
 }
 
-// Run supervises until the context ends; then it lets the worker stop, and ends what is left.
+// Run supervises until the context ends; then it lets the worker stop, and ends what is left. When workers fail then, it ends what is left
+// after StopTime and says how the last one failed.
 func Run(ctx context.Context, c Config) error {
 	r := &run{Config: c, host: NewHost(c.Logger), ignoreAgain: handleIgnored()}
 	defer func() { r.ignoreAgain() }()
@@ -84,6 +85,7 @@ func Run(ctx context.Context, c Config) error {
 	defer stopReaping()
 	defer r.host.Close()
 	pause := firstPause
+	var last time.Time // When nobody is waited for any more.
 	for {
 		became, err := r.worker(ctx)
 		if became {
@@ -101,16 +103,41 @@ func Run(ctx context.Context, c Config) error {
 			return nil
 		case errors.As(err, &failed) && !r.ready && r.host.count() == 0:
 			return err
+		case !r.leaving(ctx):
+		case last.IsZero():
+			last = time.Now().Add(r.StopTime)
+		case time.Now().After(last):
+			return fmt.Errorf("what runs is killed, since no worker ends it: %w", err)
 		}
 		c.Logger.WarnContext(ctx, "worker ended, another one is started", "error", err, "wait", pause)
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			if r.host.count() == 0 {
-				return nil // The spool keeps what is not published.
-			}
+		if !r.wait(ctx, pause) && r.host.count() == 0 {
+			return nil // The spool keeps what is not published.
 		}
 		pause = min(2*pause, lastPause)
+	}
+}
+
+// leaving reports whether it is time to end: it was told so, or who started it is gone.
+func (r *run) leaving(ctx context.Context) bool {
+	select {
+	case <-r.Orphaned:
+		return true
+	default:
+		return ctx.Err() != nil
+	}
+}
+
+// wait waits before the next worker is started; less, and false, when the context ends or has ended.
+func (r *run) wait(ctx context.Context, pause time.Duration) bool {
+	if ctx.Err() != nil {
+		time.Sleep(firstPause) // A process cannot be left alone for long: a worker ends it.
+		return false
+	}
+	select {
+	case <-time.After(pause):
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 
@@ -144,13 +171,7 @@ func (r *run) worker(ctx context.Context) (ready bool, err error) {
 		return false, err
 	}
 	defer conn.Close()
-	command := exec.Command(r.Program) //nolint:noctx // It ends when follow says so, with time to stop cleanly.
-	command.Args = r.Worker
-	command.Env, command.Stdout, command.Stderr = r.Environment, r.Stderr, r.Stderr
-	command.ExtraFiles = []*os.File{theirs}
-	// A signal to the supervisor's group is the supervisor's affair.
-	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	process.Unblocked(func() { err = r.host.family.Start(command) })
+	command, err := r.start(theirs)
 	_ = theirs.Close()
 	if err != nil {
 		return false, fmt.Errorf("start worker: %w", err)
@@ -182,6 +203,28 @@ func (r *run) worker(ctx context.Context) (ready bool, err error) {
 	}
 	return ready, err
 }
+
+// start starts a worker: from Program, which may be a newer one than this, or, when that is gone or half written, from what this process runs.
+func (r *run) start(socket *os.File) (command *exec.Cmd, err error) {
+	for _, program := range []string{r.Program, ownProgram} {
+		command = exec.Command(program) //nolint:noctx // It ends when follow says so, with time to stop cleanly.
+		command.Args = r.Worker
+		command.Env, command.Stdout, command.Stderr = r.Environment, r.Stderr, r.Stderr
+		command.ExtraFiles = []*os.File{socket}
+		// A signal to the supervisor's group is the supervisor's affair.
+		command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		var failed error
+		process.Unblocked(func() { failed = r.host.family.Start(command) })
+		if failed == nil {
+			return command, nil
+		}
+		err = errors.Join(err, failed)
+	}
+	return nil, err
+}
+
+// ownProgram is this process's program, whatever became of its file (proc_pid_exe(5)).
+const ownProgram = "/proc/self/exe"
 
 // follow waits for a worker's end, and brings it about when it is time.
 func (r *run) follow(ctx context.Context, p *os.Process, ended <-chan error) error {

@@ -35,6 +35,12 @@ func TestMain(m *testing.M) {
 	if os.Getenv(hostVariable) != "" {
 		os.Exit(playHost())
 	}
+	if plays := os.Getenv(superVariable); plays != "" {
+		os.Exit(playSupervisor(plays))
+	}
+	if plays := os.Getenv(workerVariable); plays != "" {
+		os.Exit(playWorker(plays))
+	}
 	goleak.VerifyTestMain(m)
 }
 
