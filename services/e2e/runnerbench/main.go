@@ -85,7 +85,8 @@ func (b *bench) run(ctx context.Context, out io.Writer) (err error) {
 	if err := kafka.EnsureTopics(ctx, c, wiring.Topics()); err != nil {
 		return err
 	}
-	if b.publisher, err = kafka.NewPublisher(c, kafka.PublisherOptions{}); err != nil {
+	// What it would wait for more is not the runner's time.
+	if b.publisher, err = kafka.NewPublisher(c, kafka.PublisherOptions{Linger: -1}); err != nil {
 		return err
 	}
 	defer func() { _ = b.publisher.Close() }() // Everything it wrote was acknowledged.
