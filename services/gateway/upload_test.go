@@ -91,10 +91,16 @@ func TestManyUploadsAtOnceAreRefused(t *testing.T) {
 	body, sending := io.Pipe()
 	done := make(chan answer)
 	go func() { done <- s.do("POST", "/v1/stdin", body, "Content-Type", bytesAsTheyAre) }()
-	if _, err := sending.Write([]byte("x")); err != nil {
+	if _, err := sending.Write(noise(4<<20 + 1)); err != nil {
 		t.Fatal(err)
 	}
 	deadline := time.Now().Add(30 * time.Second)
+	for holds := false; !holds; <-time.After(time.Millisecond) { // Its first parts are in the log: it has what it holds.
+		s.change(func() { holds = len(s.stdin) > 0 })
+		if time.Now().After(deadline) {
+			t.Fatal("nothing of the upload is in the log")
+		}
+	}
 	for s.do("POST", "/v1/stdin", "x", "Content-Type", bytesAsTheyAre).StatusCode != http.StatusServiceUnavailable {
 		if time.Now().After(deadline) {
 			t.Fatal("another upload was taken")

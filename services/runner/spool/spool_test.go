@@ -292,8 +292,8 @@ func TestAFullSpoolMakesTheProcessWait(t *testing.T) {
 		failed <- nil
 	}()
 	eventually(t, "the spool is full", func() bool { return x.Captured(stdout) >= limit })
-	// What fits beside the spool: one splice and the pipe, 64 KiB each (pipe(7)).
-	const most = limit + 128<<10
+	// What fits beside the spool: one splice and the pipe, which grows to 256 KiB.
+	const most = limit + 512<<10
 	eventually(t, "the process waits", func() bool {
 		before := written.Load()
 		<-time.After(100 * time.Millisecond)
