@@ -109,8 +109,13 @@ func (s *Process) Stop(patience time.Duration) error {
 	select {
 	case <-s.ended:
 	case <-time.After(patience):
+		_ = s.cmd.Process.Signal(syscall.SIGQUIT) // Its log then says what each goroutine waits for.
+		select {
+		case <-s.ended:
+		case <-time.After(10 * time.Second):
+		}
 		s.Kill()
-		return fmt.Errorf("%s did not stop within %s", s.name, patience)
+		return fmt.Errorf("%s did not stop within %s; its log ends with its goroutines", s.name, patience)
 	}
 	if s.err != nil {
 		return fmt.Errorf("%s did not stop cleanly: %w", s.name, s.err)
