@@ -5,14 +5,28 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"verbatim.dev/events"
 	"verbatim.dev/services/client"
 )
 
-func (f serverFlags) client(s *session) (*client.Client, error) {
+// longestWait is the most that a gateway waits for what is not stored yet.
+const longestWait = time.Minute
+
+func (f serverFlags) client(s *session) (*client.Client, error) { return f.waiting(s, 0) }
+
+func (f readFlags) client(s *session) (*client.Client, error) {
+	if f.ReadWait < 0 || f.ReadWait > longestWait {
+		return nil, usageError{fmt.Errorf("--read-wait is %s, it must be between 0s and %s", f.ReadWait, longestWait)}
+	}
+	return f.waiting(s, f.ReadWait)
+}
+
+// waiting returns a client whose reads wait so long for what is not stored yet; 0: as long as the gateway finds right.
+func (f serverFlags) waiting(s *session, wait time.Duration) (*client.Client, error) {
 	c, err := client.New(f.url(), client.Options{
-		Token: f.Token, UserAgent: "verbatim/" + version(),
+		Token: f.Token, Wait: wait, UserAgent: "verbatim/" + version(),
 		// https://opentelemetry.io/docs/specs/otel/context/env-carriers/
 		Traceparent:   os.Getenv("TRACEPARENT"),
 		OnInterrupted: func(err error) { fmt.Fprintf(s.stderr, "verbatim: following stands still, trying again: %v\n", err) },

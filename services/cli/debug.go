@@ -21,7 +21,7 @@ import (
 
 type debugCommand struct {
 	executionArg
-	serverFlags
+	readFlags
 	At      int    `placeholder:"N" help:"Do not ask: print the row after the N-th event, and what it changed."`
 	Changed string `placeholder:"COLUMN" help:"Do not ask: print every event that changed a column of the row, with the old and the new value."`
 	JSON    bool   `name:"json" help:"Do not ask: print one JSON object per event with what it changed, or with --at that row."`

@@ -13,7 +13,7 @@ import (
 
 type eventsCommand struct {
 	executionArg
-	serverFlags
+	readFlags
 	JSON bool `name:"json" help:"Print one JSON object a line, with the payloads."`
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"verbatim.dev/services/internal/telemetry"
 )
@@ -35,6 +36,12 @@ func (s *session) logger() (*slog.Logger, error) {
 type serverFlags struct {
 	Server string `env:"VERBATIM_SERVER" placeholder:"URL" help:"Address of the gateway. Default: ${server}."`
 	Token  string `env:"VERBATIM_TOKEN" placeholder:"TOKEN" help:"Token of the gateway, where it asks for one. Better given by the environment: arguments can be seen by others."`
+}
+
+// readFlags are those of a command that reads what the services store.
+type readFlags struct {
+	serverFlags
+	ReadWait time.Duration `env:"VERBATIM_READ_WAIT" placeholder:"DURATION" help:"How long an answer may wait until what was written before is stored, up to 1m; after that it comes with a warning. Default: for \"run --json\" 30s, else what the gateway finds right (1s to 30s)."`
 }
 
 // url is the address with its scheme.

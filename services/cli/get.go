@@ -15,7 +15,7 @@ import (
 
 type getCommand struct {
 	executionArg
-	serverFlags
+	readFlags
 	JSON bool `name:"json" help:"Print the whole row as one JSON object."`
 }
 

@@ -14,7 +14,7 @@ import (
 )
 
 type listCommand struct {
-	serverFlags
+	readFlags
 	Status string            `placeholder:"S" help:"Only those of a status: ${statuses}."`
 	Since  string            `placeholder:"D" help:"Only those requested since: a duration like 90s, 1h, 36h, or a time (RFC 3339)."`
 	Label  map[string]string `mapsep:"none" placeholder:"K=V" help:"Only those with a label. May be given again."`

@@ -11,7 +11,7 @@ import (
 
 type logsCommand struct {
 	executionArg
-	serverFlags
+	readFlags
 	Stream  string `enum:"stdout,stderr,both" default:"both" help:"Write only this stream, to stdout: stdout or stderr. Default: stdout to stdout and stderr to stderr, in the order in which they were captured."`
 	Follow  bool   `short:"f" help:"Go on writing until the execution's end."`
 	Attempt uint32 `help:"Write the output of this attempt, with --stream. Default: the latest."`

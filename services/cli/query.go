@@ -7,7 +7,7 @@ import (
 )
 
 type queryCommand struct {
-	serverFlags
+	readFlags
 	Format string            `enum:"table,csv,json,parquet" default:"table" help:"Format of the result: table, csv, json (an object a line) or parquet."`
 	JSON   bool              `name:"json" help:"The same as --format json."`
 	Param  map[string]string `mapsep:"none" placeholder:"NAME=VALUE" help:"Value for {NAME:Type} in the statement. May be given again."`

@@ -19,8 +19,11 @@ import (
 	"verbatim.dev/services/internal/telemetry"
 )
 
+// rowWait is how long --json waits for the row that the end of the execution makes.
+const rowWait = 30 * time.Second
+
 type runCommand struct {
-	serverFlags
+	readFlags
 	Timeout *time.Duration    `placeholder:"D" help:"End the process after this time (30s, 5m, 1h30m), counted from its start."`
 	Grace   *time.Duration    `placeholder:"D" help:"Time between TERM and KILL when the process is ended. Default: the runner's."`
 	Label   map[string]string `mapsep:"none" placeholder:"K=V" help:"Label to find the execution by. May be given again."`
@@ -127,6 +130,7 @@ func (c *runCommand) Run(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
+	c.ReadWait = cmp.Or(c.ReadWait, rowWait)
 	api, err := c.client(s)
 	if err != nil {
 		return err

@@ -18,7 +18,7 @@ import (
 )
 
 type searchCommand struct {
-	serverFlags
+	readFlags
 	Stream string `enum:"both,stdout,stderr" default:"both" help:"Only in one stream: both, stdout or stderr."`
 	Since  string `placeholder:"D" help:"Only in executions requested since: a duration like 90s, 1h, 36h, or a time (RFC 3339)."`
 	Limit  int    `default:"100" placeholder:"N" help:"At most so many matches. Default: 100."`

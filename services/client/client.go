@@ -34,6 +34,9 @@ type Options struct {
 	// Silence is how long a tail may say nothing before it counts as broken; 0 is 35 s: three of the
 	// gateway's heartbeats and a bit.
 	Silence time.Duration
+	// Wait, if positive, is how long an answer may wait for the newest facts to be stored, rounded up to seconds; a minute
+	// is the most. 0: as long as the server finds right.
+	Wait time.Duration
 	// Traceparent, if not empty, is the W3C trace context that requests are part of.
 	Traceparent string
 	// OnInterrupted, if not nil, is told why a tail broke that is made again: once for each time it stands still.
@@ -73,7 +76,7 @@ func New(server string, o Options) (*Client, error) {
 	if o.HTTP == nil {
 		t := http.DefaultTransport.(*http.Transport).Clone() //nolint:errcheck // It is what the standard library documents.
 		t.DialContext = (&net.Dialer{Timeout: dialTimeout}).DialContext
-		t.ResponseHeaderTimeout = headerTimeout
+		t.ResponseHeaderTimeout = headerTimeout + 2*o.Wait // A row and an archive may both be waited for.
 		o.HTTP = &http.Client{Transport: t}
 	}
 	return &Client{server: u, o: o}, nil
@@ -169,6 +172,9 @@ func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 	req.Header.Set("User-Agent", c.o.UserAgent)
 	if c.o.Traceparent != "" {
 		req.Header.Set("Traceparent", c.o.Traceparent)
+	}
+	if c.o.Wait > 0 {
+		req.Header.Set("Prefer", fmt.Sprintf("wait=%d", (c.o.Wait+time.Second-1)/time.Second))
 	}
 	if c.o.Token != "" {
 		req.Header.Set("Authorization", "Bearer "+c.o.Token)

@@ -372,3 +372,27 @@ func TestListsAreReadPageByPage(t *testing.T) {
 		t.Errorf("%v, asked %v", got, s.requests[1].URL)
 	}
 }
+
+// How long an answer may wait is said in whole seconds, and only if it was asked for.
+func TestReadsSayHowLongTheyWait(t *testing.T) {
+	t.Parallel()
+	for wait, want := range map[time.Duration]string{0: "", time.Millisecond: "wait=1", 30 * time.Second: "wait=30", 1500 * time.Millisecond: "wait=2"} {
+		var got string
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			got = r.Header.Get("Prefer")
+			w.WriteHeader(http.StatusNotFound)
+		}))
+		c, err := client.New(server.URL, client.Options{Wait: wait})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Get(t.Context(), id); !client.NotFound(err) {
+			t.Error(err)
+		}
+		if got != want {
+			t.Errorf("a wait of %s is %q, want %q", wait, got, want)
+		}
+		c.Close()
+		server.Close()
+	}
+}

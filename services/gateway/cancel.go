@@ -37,7 +37,7 @@ func (g *Gateway) cancel(ctx context.Context, in *cancelInput) (*cancelOutput, e
 	if len(v.faults) > 0 {
 		return nil, problem(http.StatusUnprocessableEntity, "the request cannot be accepted", v.faults...)
 	}
-	row, _, err := g.row(ctx, in.ID)
+	row, _, err := g.row(ctx, in.ID, rowBudget)
 	// A process can be stopped without the database. Who has no such execution ignores it.
 	if away := huma.StatusError(nil); err != nil && (!errors.As(err, &away) || away.GetStatus() != http.StatusServiceUnavailable) {
 		return nil, err

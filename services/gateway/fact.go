@@ -18,7 +18,7 @@ import (
 
 // events answers with every archived fact, one JSON object per line.
 func (g *Gateway) events(ctx context.Context, in *rowInput) (*huma.StreamResponse, error) {
-	_, stale, err := g.row(ctx, in.ID)
+	_, stale, err := g.row(ctx, in.ID, in.wait(rowBudget))
 	if err != nil {
 		return nil, err
 	}
@@ -26,7 +26,7 @@ func (g *Gateway) events(ctx context.Context, in *rowInput) (*huma.StreamRespons
 	if stale != "" {
 		late = append(late, stale)
 	}
-	if !g.recorder.Wait(ctx, g.partition(in.ID), bytesBudget) {
+	if !g.recorder.Wait(ctx, g.partition(in.ID), in.wait(bytesBudget)) {
 		late = append(late, g.late(staleRecorder))
 	}
 	next, stop := iter.Pull2(g.archive.Events(ctx, in.ID, -1))

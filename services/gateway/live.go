@@ -97,7 +97,7 @@ func (g *Gateway) followable(ctx context.Context, id string) (sealed bool, err e
 			return false, nil
 		}
 	}
-	row, _, err := g.row(ctx, id)
+	row, _, err := g.row(ctx, id, rowBudget)
 	return row.Sealed && row.Status != execution.StatusRetrying, err
 }
 

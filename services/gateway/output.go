@@ -20,6 +20,7 @@ import (
 )
 
 type outputInput struct {
+	Preference
 	ID      string `path:"id"`
 	Stream  string `path:"stream" enum:"stdout,stderr"`
 	Attempt uint32 `query:"attempt" doc:"Counts from 1; absent: the latest."`
@@ -29,7 +30,7 @@ type outputInput struct {
 // output answers with the exact bytes of a stream. Of a sealed output the gaps are known, so it has a
 // length and ranges; otherwise it is what there is now.
 func (g *Gateway) output(ctx context.Context, in *outputInput) (*huma.StreamResponse, error) {
-	row, stale, err := g.row(ctx, in.ID)
+	row, stale, err := g.row(ctx, in.ID, in.wait(rowBudget))
 	if err == nil {
 		err = gone(row)
 	}
@@ -46,7 +47,7 @@ func (g *Gateway) output(ctx context.Context, in *outputInput) (*huma.StreamResp
 	if stale != "" {
 		o.stale = append(o.stale, stale)
 	}
-	if !g.recorder.Wait(ctx, g.partition(in.ID), bytesBudget) {
+	if !g.recorder.Wait(ctx, g.partition(in.ID), in.wait(bytesBudget)) {
 		o.stale = append(o.stale, g.late(staleRecorder))
 	}
 	if o.latest && row.Sealed && len(o.stale) == 0 {

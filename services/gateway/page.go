@@ -124,7 +124,7 @@ func (g *Gateway) listPage(w http.ResponseWriter, r *http.Request) {
 }
 
 func (g *Gateway) executionPage(w http.ResponseWriter, r *http.Request) {
-	row, _, err := g.row(r.Context(), r.PathValue("id"))
+	row, _, err := g.row(r.Context(), r.PathValue("id"), rowBudget)
 	if err != nil {
 		writeProblem(w, err)
 		return

@@ -38,6 +38,7 @@ var (
 )
 
 type queryInput struct {
+	Preference
 	Body api.QueryRequest
 }
 
@@ -65,7 +66,7 @@ func (g *Gateway) query(ctx context.Context, in *queryInput) (*huma.StreamRespon
 	if len(v.faults) > 0 {
 		return nil, problem(http.StatusUnprocessableEntity, "the query is not answered", v.faults...)
 	}
-	stale := g.lateForAll(ctx)
+	stale := g.lateForAll(ctx, in.wait(listBudget))
 	resp, err := g.clickhouse.ask(ctx, in.Body.SQL, format, in.Body.Parameters)
 	if err != nil {
 		return nil, g.unavailable(ctx, "the query cannot be answered: the database does not answer", err)
@@ -95,12 +96,12 @@ func (g *Gateway) query(ctx context.Context, in *queryInput) (*huma.StreamRespon
 	}}, nil
 }
 
-// lateForAll waits for both services at once and returns who is late.
-func (g *Gateway) lateForAll(ctx context.Context) string {
+// lateForAll waits for both services at once and returns who is late after the budget.
+func (g *Gateway) lateForAll(ctx context.Context, budget time.Duration) string {
 	var both sync.WaitGroup
 	var projector, recorder bool
-	both.Go(func() { projector = g.projector.Wait(ctx, barrier.AllPartitions, listBudget) })
-	both.Go(func() { recorder = g.recorder.Wait(ctx, barrier.AllPartitions, listBudget) })
+	both.Go(func() { projector = g.projector.Wait(ctx, barrier.AllPartitions, budget) })
+	both.Go(func() { recorder = g.recorder.Wait(ctx, barrier.AllPartitions, budget) })
 	both.Wait()
 	var late []string
 	if !projector {

@@ -16,7 +16,7 @@ import (
 	"verbatim.dev/services/gateway/barrier"
 )
 
-// How long reads wait for the services that store what they read.
+// How long reads wait for the services that store what they read, unless they say it themselves (Preference).
 const (
 	rowBudget   = 2 * time.Second
 	listBudget  = time.Second
@@ -33,6 +33,7 @@ const (
 )
 
 type rowInput struct {
+	Preference
 	ID string `path:"id" doc:"The execution's id."`
 }
 
@@ -42,15 +43,15 @@ type rowOutput struct {
 }
 
 func (g *Gateway) get(ctx context.Context, in *rowInput) (*rowOutput, error) {
-	row, stale, err := g.row(ctx, in.ID)
+	row, stale, err := g.row(ctx, in.ID, in.wait(rowBudget))
 	if err != nil {
 		return nil, err
 	}
 	return &rowOutput{Stale: stale, Body: row}, nil
 }
 
-// row returns an execution's row as of now, and who is late if somebody is.
-func (g *Gateway) row(ctx context.Context, id string) (row execution.Row, stale string, err error) {
+// row returns an execution's row as of now, and who is late if somebody is after the budget.
+func (g *Gateway) row(ctx context.Context, id string, budget time.Duration) (row execution.Row, stale string, err error) {
 	made, err := events.ParseExecutionID(id)
 	if err != nil {
 		return execution.Row{}, "", problem(http.StatusUnprocessableEntity, err.Error(), fault("path.id", "an execution id is a UUIDv7 in lower-case text form"))
@@ -59,7 +60,7 @@ func (g *Gateway) row(ctx context.Context, id string) (row execution.Row, stale 
 	if err != nil || found && row.Sealed {
 		return row, "", err
 	}
-	if !g.projector.Wait(ctx, g.partition(id), rowBudget) {
+	if !g.projector.Wait(ctx, g.partition(id), budget) {
 		stale = g.late(staleProjector)
 	}
 	if row, found, err = g.stored(ctx, id); err != nil || found {
@@ -124,6 +125,7 @@ const (
 )
 
 type listInput struct {
+	Preference
 	Status string   `query:"status" doc:"requested, prepared, running, succeeded, failed, timeout, cancelled or lost."`
 	Since  string   `query:"since" doc:"Only executions requested since: how long ago (a Go duration, 1h30m) or a time (RFC 3339)."`
 	Label  []string `query:"label,explode" doc:"name=value, may be given several times; all must match."`
@@ -142,7 +144,7 @@ func (g *Gateway) list(ctx context.Context, in *listInput) (*listOutput, error) 
 		return nil, err
 	}
 	out := &listOutput{}
-	if !g.projector.Wait(ctx, barrier.AllPartitions, listBudget) {
+	if !g.projector.Wait(ctx, barrier.AllPartitions, in.wait(listBudget)) {
 		out.Stale = g.late(staleProjector)
 	}
 	limit := f.Limit
