@@ -160,6 +160,32 @@ func TestManyLateChunksAtOnce(t *testing.T) {
 	}
 }
 
+// Attempts end at the same time as others are looked for that are to be flushed: neither waits for the other for ever.
+func TestManyEndsWhileOthersAreLookedFor(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, func(c *files.Config) { c.PartDelay = 20 * time.Microsecond }) // It looks twice as often.
+	const handlers, ends = 8, 300
+	var all sync.WaitGroup
+	for h := range handlers {
+		all.Go(func() {
+			for i := range ends {
+				// The archive has none of them: there is nothing to make, and much to begin.
+				attempt := uint32(1 + h*ends + i)
+				e, err := events.Producer{Name: "runner", Source: "/verbatim/runner/r"}.Event(b.id, attempt, 1, time.Now(), &executionv1.OutputSealed{})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if err := b.recorder.Handle(b.message(e, int64(attempt))); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
 func TestZstd(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, func(c *files.Config) { c.Compression = artifact.Zstd })

@@ -88,10 +88,12 @@ type Recorder struct {
 	life    context.Context
 	end     context.CancelFunc
 	running sync.WaitGroup
-
-	mu      sync.Mutex
+	// gate guards stopped. It is taken with an attempt's mu held, and mu is not: whoever has mu takes an attempt's (look).
+	gate    sync.Mutex
 	stopped bool
-	known   map[clickhouse.Attempt]*attempt
+
+	mu    sync.Mutex
+	known map[clickhouse.Attempt]*attempt
 }
 
 // New returns a recorder of artifacts. Stop it after its handlers have ended.
@@ -129,9 +131,9 @@ func New(c Config) (*Recorder, error) {
 
 // Stop ends what is under way. What was not recorded stays unacknowledged.
 func (r *Recorder) Stop() {
-	r.mu.Lock()
+	r.gate.Lock()
 	r.stopped = true
-	r.mu.Unlock()
+	r.gate.Unlock()
 	r.end()
 	r.lookups.Stop()
 	r.running.Wait()
@@ -176,8 +178,8 @@ func (r *Recorder) Handle(m *message.Message) error {
 
 // begin runs work that Stop waits for; false when there is no more.
 func (r *Recorder) begin(work func()) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.gate.Lock()
+	defer r.gate.Unlock()
 	if !r.stopped {
 		r.running.Go(work)
 	}
