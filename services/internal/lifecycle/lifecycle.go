@@ -9,10 +9,12 @@
 package lifecycle
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/pprof"
 	"time"
 )
 
@@ -87,7 +89,7 @@ func (g *Group) Wait(ctx context.Context) error {
 }
 
 // Stop stops every started service in reverse order and joins their errors. A service that fails to
-// stop does not keep the others from stopping.
+// stop, or does not return, does not keep the others from stopping.
 func (g *Group) Stop(ctx context.Context) error {
 	select {
 	case <-g.stopped:
@@ -99,7 +101,7 @@ func (g *Group) Stop(ctx context.Context) error {
 	for i := len(g.members) - 1; i >= 0; i-- {
 		m := g.members[i]
 		begun := time.Now()
-		if err := m.service.Stop(ctx); err != nil {
+		if err := g.stop(ctx, m); err != nil {
 			errs = append(errs, fmt.Errorf("stop %s: %w", m.name, err))
 			continue
 		}
@@ -107,3 +109,31 @@ func (g *Group) Stop(ctx context.Context) error {
 	}
 	return errors.Join(errs...)
 }
+
+// overrun is how much longer than its context a service may take to stop. Then it is left alone and ends with the process; what it
+// had not finished is found again by the next one, as after a kill.
+const overrun = 15 * time.Second
+
+// stop stops one service, or says what the process does instead.
+func (g *Group) stop(ctx context.Context, m member) error {
+	stopped := make(chan error, 1)
+	go func() { stopped <- m.service.Stop(ctx) }()
+	select {
+	case err := <-stopped:
+		return err
+	case <-ctx.Done():
+	}
+	late := time.NewTimer(overrun)
+	defer late.Stop()
+	select {
+	case err := <-stopped:
+		return err
+	case <-late.C:
+	}
+	var stacks bytes.Buffer
+	_ = pprof.Lookup("goroutine").WriteTo(&stacks, 1) // A buffer takes everything.
+	g.logger.ErrorContext(ctx, "service does not stop, it is left as it is", "service", m.name, "goroutines", stacks.String())
+	return errNotStopped
+}
+
+var errNotStopped = errors.New("it does not return; the log says what it waits for")

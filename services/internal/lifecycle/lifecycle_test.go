@@ -1,6 +1,7 @@
 package lifecycle_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -18,6 +20,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 type part struct {
+	stuck  chan struct{} // Stop waits for it to be closed, if it is not nil.
 	name   string
 	log    *[]string
 	start  error
@@ -31,6 +34,9 @@ func (p *part) Start(context.Context) error {
 }
 
 func (p *part) Stop(context.Context) error {
+	if p.stuck != nil {
+		<-p.stuck
+	}
 	*p.log = append(*p.log, "stop "+p.name)
 	return p.stop
 }
@@ -95,4 +101,36 @@ func TestWaitReportsWhoEnded(t *testing.T) {
 	if err := g.Stop(t.Context()); err != nil {
 		t.Error(err)
 	}
+}
+
+// A service that never returns is named, with what it waits for, and the others are stopped all the same.
+func TestAServiceThatDoesNotStopIsLeft(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var said bytes.Buffer
+		var log []string
+		g := lifecycle.NewGroup(slog.New(slog.NewTextHandler(&said, nil)))
+		stuck := &part{name: "b", log: &log, stuck: make(chan struct{})}
+		for _, p := range []*part{{name: "a", log: &log}, stuck, {name: "c", log: &log}} {
+			if err := g.Start(t.Context(), p.name, p, time.Second); err != nil {
+				t.Fatal(err)
+			}
+		}
+		begun := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := g.Stop(ctx); err == nil || !strings.Contains(err.Error(), "stop b: it does not return") {
+			t.Errorf("stop said %v", err)
+		}
+		if took := time.Since(begun); took < time.Minute || took > 2*time.Minute {
+			t.Errorf("it took %s", took)
+		}
+		if want := []string{"start a", "start b", "start c", "stop c", "stop a"}; !slices.Equal(log, want) {
+			t.Errorf("order %v, want %v", log, want)
+		}
+		if text := said.String(); !strings.Contains(text, "service=b") || !strings.Contains(text, "lifecycle_test.(*part).Stop") {
+			t.Errorf("the log does not say who waits where:\n%s", text)
+		}
+		close(stuck.stuck)
+	})
 }
