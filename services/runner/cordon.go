@@ -29,13 +29,20 @@ func (r *Runner) loadCordon() error {
 
 // Cordon lets the runner take no more attempts, or take them again. What it has goes on. Saying the same again changes nothing.
 func (r *Runner) Cordon(on bool, requestedBy, reason string) error {
+	changed, err := r.setCordoned(on, requestedBy, reason)
+	if changed {
+		r.AnnounceSoon() // It takes mu, with which pauseMu is taken (admit).
+	}
+	return err
+}
+
+func (r *Runner) setCordoned(on bool, requestedBy, reason string) (changed bool, err error) {
 	r.pauseMu.Lock()
 	defer r.pauseMu.Unlock()
 	if r.cordoned.Load() == on {
-		return nil
+		return false, nil
 	}
 	path := filepath.Join(r.config.DataDir, cordonFile)
-	var err error
 	if on {
 		text := fmt.Sprintf("cordoned at %s by %s: %s\n", time.Now().UTC().Format(time.RFC3339), oneLine(requestedBy), oneLine(reason))
 		err = journal.WriteFile(path, []byte(text))
@@ -43,11 +50,10 @@ func (r *Runner) Cordon(on bool, requestedBy, reason string) error {
 		err = journal.SyncFolder(r.config.DataDir)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("write down that the runner is cordoned (%v): %w", on, err)
+		return false, fmt.Errorf("write down that the runner is cordoned (%v): %w", on, err)
 	}
 	r.cordoned.Store(on)
 	r.pauseChange()
 	r.config.Logger.Info("runner is cordoned or not any more", "cordoned", on, "requested_by", oneLine(requestedBy), "reason", oneLine(reason))
-	r.AnnounceSoon()
-	return nil
+	return true, nil
 }

@@ -168,21 +168,20 @@ func (a *asker) closed() {
 	defer a.mu.Unlock()
 }
 
-// work answers the current question and those that came up meanwhile.
+// work answers the current question and those that came up meanwhile. That there is none any more, and that whoever asks next has to
+// start another one, is one step: two who work would answer one question twice.
 func (a *asker) work() {
-	for {
-		a.mu.Lock()
-		q := a.current
-		a.mu.Unlock()
-		if q == nil {
-			return
-		}
+	a.mu.Lock()
+	q := a.current
+	a.mu.Unlock()
+	for q != nil {
 		ctx, cancel := context.WithTimeout(a.ctx, askTimeout)
 		q.offsets, q.err = a.question(ctx)
 		cancel()
 		close(q.ready)
 		a.mu.Lock()
 		a.current, a.next = a.next, nil
+		q = a.current
 		a.mu.Unlock()
 	}
 }

@@ -156,3 +156,23 @@ func TestManyCallersShareTheQuestions(t *testing.T) {
 		}
 	})
 }
+
+// Whoever asks at the moment at which the last question is answered gets an answer of his own, and nobody's is given twice.
+func TestManyAskWhileTheLastIsAnswered(t *testing.T) {
+	t.Parallel()
+	l := &log{ends: map[int]int64{0: 5}, committed: map[int]int64{0: 5}}
+	b := barrier.New(l, "g", "t")
+	defer b.Stop()
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range 3000 {
+				if !b.Wait(t.Context(), 0, time.Minute) {
+					t.Error("what is stored was called late")
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+}
