@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -49,7 +50,10 @@ type watch struct {
 	killed  bool
 	quiet   bool // The leader has ended and nobody else is in the group.
 	hurried bool
-	told    bool // How it ended is recorded.
+	told    bool // How it ended is recorded, once close has returned.
+
+	facts   chan func()
+	telling sync.WaitGroup
 }
 
 type end struct {
@@ -63,7 +67,13 @@ func newWatch(a *attempt, p *supervisor.Process, l limits, drained <-chan struct
 		ended: make(chan end, 1), drained: drained,
 		cancelled: a.cancelled, shutdown: a.runner.shutdown, hurry: a.runner.hurry,
 		begun: a.past.begun, killed: a.past.killed,
+		facts: make(chan func(), 16), // Two signals and an end at most.
 	}
+	w.telling.Go(func() {
+		for tell := range w.facts {
+			_ = a.guard("record a fact", tell)
+		}
+	})
 	if l.timeout > 0 {
 		w.timeout = time.After(l.timeout - time.Since(p.StartedAt))
 	}
@@ -83,8 +93,15 @@ func newWatch(a *attempt, p *supervisor.Process, l limits, drained <-chan struct
 	return w
 }
 
-// close ends what newWatch began.
-func (w *watch) close() { w.stopWait() }
+// close ends what newWatch began, when the facts are recorded.
+func (w *watch) close() {
+	w.stopWait()
+	close(w.facts)
+	w.telling.Wait()
+}
+
+// tell records facts one after the other, without waiting for it: that may take as long as a disk is full, and a KILL must not.
+func (w *watch) tell(fact func()) { w.facts <- fact }
 
 func (w *watch) run(life context.Context) {
 	for !w.over() {
@@ -136,12 +153,12 @@ func (w *watch) onEnd(e end) {
 	if e.err != nil {
 		w.a.outcome = "wait_failed"
 		if !known {
-			w.a.waitFailed(e.err)
+			w.tell(func() { w.a.waitFailed(e.err) })
 		}
 	} else {
 		w.a.outcome = w.outcome(e.exit)
 		if !known {
-			w.a.fact(e.exit.EndedAt, exited(e.exit))
+			w.tell(func() { w.a.fact(e.exit.EndedAt, exited(e.exit)) })
 		}
 	}
 	w.lookAround()
@@ -209,7 +226,7 @@ func (w *watch) signal(sig syscall.Signal) {
 		fact.Message = oneLine(fmt.Sprintf("%s (%s could not be sent: %v)", fact.GetMessage(), signalName(sig), err))
 		w.a.log.Warn("signal cannot be sent", "signal", signalName(sig), "error", err)
 	}
-	w.a.fact(at, fact)
+	w.tell(func() { w.a.fact(at, fact) })
 }
 
 // abandon is the end of the runner's patience: kill, and read only what is there.
@@ -228,7 +245,7 @@ func (w *watch) giveUp(cause error) {
 	if ended != nil {
 		w.ended = nil
 		w.a.outcome, w.told = "broken", true
-		w.a.waitFailed(cause)
+		w.tell(func() { w.a.waitFailed(cause) })
 	}
 	w.killNow(ended)
 	w.a.spool.Stop(time.Now().Add(hurriedDrain))

@@ -1,7 +1,8 @@
 // Package outbox numbers the facts of one attempt and publishes them in that order.
 //
-// A fact gets its number and its place in the queue under one lock, so the numbers have no holes and the queue
-// has the order of the numbers. One sender takes everything that waits, up to a batch, and publishes it in
+// A fact gets its number, is recorded and gets its place in the queue under one lock, so the numbers have no holes and the queue
+// has the order of the numbers. The sender does not take that lock: a record may wait for a disk that is full, and it
+// is the sender's work that gives it room. One sender takes everything that waits, up to a batch, and publishes it in
 // one call; while that call runs the next batch gathers. So batches are small when the log is fast and large
 // when it is slow. A fact that is soon followed by another (Config.Followed) waits a moment for it: a process that ends at once
 // costs one call and not three.
@@ -79,9 +80,12 @@ type Config struct {
 type Outbox struct {
 	config Config
 
+	// adding is held by who gives a fact its number, until it is queued. mu is taken within it.
+	adding sync.Mutex
+	last   atomic.Uint64 // The last number given out. It is only written under adding.
+
 	mu      sync.Mutex
-	last    atomic.Uint64 // The last number given out. It is only written under mu.
-	acked   uint64        // The last number acknowledged.
+	acked   uint64 // The last number acknowledged.
 	queue   []*message.Message
 	bytes   int // Of the queue and of the batch under way.
 	closed  bool
@@ -107,16 +111,16 @@ func (o *Outbox) Resume(acked uint64) {
 
 // Again queues a fact that was recorded before, under the next number.
 func (o *Outbox) Again(at time.Time, fact proto.Message) error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
+	o.adding.Lock()
+	defer o.adding.Unlock()
 	return o.queueUp(at, fact, false)
 }
 
 // Add takes a fact at once. It fails when the outbox is closed or the fact cannot be encoded; then no number is
 // used up.
 func (o *Outbox) Add(at time.Time, fact proto.Message) error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
+	o.adding.Lock()
+	defer o.adding.Unlock()
 	return o.queueUp(at, fact, true)
 }
 
@@ -125,13 +129,13 @@ func (o *Outbox) Add(at time.Time, fact proto.Message) error {
 func (o *Outbox) AddWhenRoom(ctx context.Context, at time.Time, fact proto.Message) error {
 	size := proto.Size(fact) + overheadBytes
 	for {
-		o.mu.Lock()
-		if o.closed || o.bytes == 0 || o.bytes+size <= o.config.LimitBytes {
-			defer o.mu.Unlock()
+		o.adding.Lock()
+		changed, ok := o.room(size)
+		if ok {
+			defer o.adding.Unlock()
 			return o.queueUp(at, fact, true)
 		}
-		changed := o.changed
-		o.mu.Unlock()
+		o.adding.Unlock()
 		select {
 		case <-changed:
 		case <-ctx.Done():
@@ -140,8 +144,16 @@ func (o *Outbox) AddWhenRoom(ctx context.Context, at time.Time, fact proto.Messa
 	}
 }
 
+// room reports whether so much may be queued now, or that it is not to be waited for; else what changes.
+func (o *Outbox) room(size int) (changed <-chan struct{}, ok bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.changed, o.closed || o.bytes == 0 || o.bytes+size <= o.config.LimitBytes
+}
+
+// queueUp is called with adding held.
 func (o *Outbox) queueUp(at time.Time, fact proto.Message, record bool) error {
-	if o.closed {
+	if o.isClosed() {
 		return ErrClosed
 	}
 	e, err := o.config.Producer.Event(o.config.Execution, o.config.Attempt, o.last.Load()+1, at, fact)
@@ -156,6 +168,8 @@ func (o *Outbox) queueUp(at time.Time, fact proto.Message, record bool) error {
 	if record && o.config.Record != nil {
 		o.config.Record(o.last.Load()+1, at, fact)
 	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	o.last.Add(1)
 	followed := o.config.Followed != nil && o.config.Followed(fact)
 	if len(o.queue) == 0 {
@@ -170,10 +184,18 @@ func (o *Outbox) queueUp(at time.Time, fact proto.Message, record bool) error {
 
 // Close says that no more facts come. Send then returns when everything is acknowledged.
 func (o *Outbox) Close() {
+	o.adding.Lock()
+	defer o.adding.Unlock()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.closed = true
 	o.wake()
+}
+
+func (o *Outbox) isClosed() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.closed
 }
 
 func (o *Outbox) wake() {

@@ -240,3 +240,46 @@ func TestFollowedFactWaitsForItsFollower(t *testing.T) {
 		}
 	})
 }
+
+// A record waits for the disk while something is queued: that is published and acknowledged all the same, which is what gives the disk room.
+func TestARecordThatWaitsHoldsUpNoPublish(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		room := make(chan struct{})
+		o := outbox.New(outbox.Config{
+			Producer:  events.Producer{Name: "runner", Source: "/verbatim/runner/r1"},
+			Execution: eventstest.ExecutionID, Attempt: 1, Topic: events.TopicExecutions,
+			LimitBytes: 1 << 20, Publisher: &publisher{}, Logger: slog.New(slog.DiscardHandler),
+			Record: func(sequence uint64, _ time.Time, _ proto.Message) {
+				if sequence == 3 {
+					<-room
+				}
+			},
+			Acknowledged: func(sequence uint64) {
+				if sequence == 2 {
+					close(room) // The spool is trimmed.
+				}
+			},
+		})
+		for range 2 {
+			if err := o.Add(time.Now(), chunk(1000)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var added sync.WaitGroup
+		added.Go(func() {
+			if err := o.AddWhenRoom(t.Context(), time.Now(), chunk(1000)); err != nil {
+				t.Error(err)
+			}
+			o.Close()
+		})
+		synctest.Wait() // It waits for the disk.
+		if err := o.Send(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		added.Wait()
+		if o.Last() != 3 {
+			t.Errorf("the last number is %d", o.Last())
+		}
+	})
+}

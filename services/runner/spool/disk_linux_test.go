@@ -20,19 +20,34 @@ import (
 	"verbatim.dev/services/runner/spool"
 )
 
-// fullDiskVariable makes the test binary play a worker on a disk of its own. It names the place.
+// fullDiskVariable makes the test binary play a worker on a disk of its own. It names the play and the place.
 const fullDiskVariable = "VERBATIM_TEST_FULL_DISK"
+
+// plays are what happens there.
+var plays = map[string]func(dir string) error{"publish": fullDisk, "held": heldOnAFullDisk}
 
 // A disk that is really full makes the process wait, and nothing is lost: what is published makes room again. The
 // disk is a small tmpfs in a mount namespace of a child, and is gone with it.
 func TestAFullDiskMakesTheProcessWait(t *testing.T) {
 	t.Parallel()
+	play(t, "publish")
+}
+
+// The disk is full when the time to read a pipe that somebody holds is over, and has room later: what the pipe has is kept, and the reading
+// ends.
+func TestAHeldPipeEndsWhenTheDiskHasRoomAgain(t *testing.T) {
+	t.Parallel()
+	play(t, "held")
+}
+
+func play(t *testing.T, name string) {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := exec.CommandContext(t.Context(), self)
-	c.Env = append(os.Environ(), fullDiskVariable+"="+t.TempDir())
+	c.Env = append(os.Environ(), fullDiskVariable+"="+name+":"+t.TempDir())
 	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
 	if os.Getuid() != 0 {
 		c.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
@@ -44,23 +59,84 @@ func TestAFullDiskMakesTheProcessWait(t *testing.T) {
 	}
 }
 
-func playFullDisk(dir string) int {
-	if err := fullDisk(dir); err != nil {
+func playFullDisk(what string) int {
+	name, dir, _ := strings.Cut(what, ":")
+	if err := errors.Join(mountSmall(dir), plays[name](dir)); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return 0
 }
 
-func fullDisk(dir string) error {
-	const size, total = 4 << 20, 24 << 20
+const diskBytes = 4 << 20
+
+func mountSmall(dir string) error {
 	// Else the mount would be seen outside.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	if err := unix.Mount("disk", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
+	if err := unix.Mount("disk", dir, "tmpfs", 0, fmt.Sprintf("size=%d", diskBytes)); err != nil {
 		return fmt.Errorf("mount a small disk: %w", err)
 	}
+	return nil
+}
+
+func heldOnAFullDisk(dir string) error {
+	s, err := spool.Open(config(), dir, spool.Mark{}, spool.Mark{})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	read, write, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer write.Close() // It is held until the end.
+	none, end, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	_ = end.Close()
+	filler := dir + "/filler"
+	if err := os.WriteFile(filler, make([]byte, diskBytes+1), 0o600); !errors.Is(err, syscall.ENOSPC) {
+		return fmt.Errorf("fill the disk: %w", err)
+	}
+	if _, err := write.Write(make([]byte, 1000)); err != nil {
+		return err
+	}
+	s.Attach(read, none)
+	s.Stop(time.Now().Add(300 * time.Millisecond)) // The first try finds a full disk before that, another one after that.
+	ended := make(chan error, 2)
+	go func() { ended <- s.Read(context.Background(), stdout) }()
+	go func() { ended <- s.Read(context.Background(), stderr) }()
+	<-time.After(time.Second)
+	if n := s.Captured(stdout); n != 0 {
+		return fmt.Errorf("%d bytes were captured with no room for them", n)
+	}
+	if err := os.Remove(filler); err != nil {
+		return err
+	}
+	held := 0
+	for range 2 {
+		select {
+		case err := <-ended:
+			if errors.Is(err, spool.ErrHeld) {
+				held++
+			} else if err != nil {
+				return err
+			}
+		case <-time.After(patience / 4):
+			return errors.New("the reading does not end")
+		}
+	}
+	if n := s.Captured(stdout); held != 1 || n != 1000 {
+		return fmt.Errorf("%d bytes are captured, and %d pipes are held", n, held)
+	}
+	return nil
+}
+
+func fullDisk(dir string) error {
+	const total = 24 << 20
 	var complaint bytes.Buffer
 	c := config()
 	c.ChunkBytes, c.Logger = 64<<10, slog.New(slog.NewTextHandler(&complaint, nil))

@@ -47,7 +47,7 @@ func (p *pipe) wait(move func() error) (err error) {
 
 // now calls move once. It leaves the pipe without a deadline.
 func (p *pipe) now(move func() error) (err error) {
-	if err := p.file.SetReadDeadline(time.Time{}); err != nil {
+	if err := p.disarm(); err != nil {
 		return err
 	}
 	waitErr := p.raw.Read(func(uintptr) bool {
@@ -146,6 +146,14 @@ func (p *pipe) arm(flush time.Time) error {
 	defer p.mu.Unlock()
 	p.flush = flush
 	return p.set()
+}
+
+// disarm takes the deadline away until the next arm.
+func (p *pipe) disarm() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.armed = time.Time{}
+	return p.file.SetReadDeadline(time.Time{})
 }
 
 func (p *pipe) stopAt(at time.Time) {
