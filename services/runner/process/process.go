@@ -15,6 +15,8 @@ import (
 type Spec struct {
 	// Argv is the program and its arguments.
 	Argv []string
+	// Path is the file to execute, as Find found it; empty: Start finds it.
+	Path string
 	// Environment is the whole environment. Nothing is inherited.
 	Environment map[string]string
 	// Directory is the working directory, absolute.
@@ -66,16 +68,24 @@ type Exit struct {
 	OOMEvidence string
 }
 
+// Find checks what can be checked without starting anything, and finds the file to execute. It may wait for as long as a file system that is
+// mounted from elsewhere does not answer. An error is always a *StartError.
+func (s Spec) Find() (path string, err error) {
+	if err := s.check(); err != nil {
+		return "", err
+	}
+	return s.resolve()
+}
+
 // Start starts the process. An error is always a *StartError. The process gets its three streams and no other
 // descriptor, also none that the runner itself inherited.
 func Start(s Spec) (*Process, error) {
 	keepInherited()
-	if err := s.check(); err != nil {
-		return nil, err
-	}
-	path, err := s.resolve()
-	if err != nil {
-		return nil, err
+	path, err := s.Path, error(nil)
+	if path == "" {
+		if path, err = s.Find(); err != nil {
+			return nil, err
+		}
 	}
 	ends := s.Pipes
 	if ends == nil {

@@ -218,10 +218,7 @@ func (h *Host) pipe(m protocol.Message) *process.Pipes {
 
 // fork starts the process and enters it.
 func (h *Host) fork(m protocol.Message, pipes *process.Pipes) (*held, protocol.Record) {
-	h.family.forking.RLock()
-	defer h.family.forking.RUnlock()
-	p, group, err := h.begin(m, pipes)
-	if err != nil {
+	failed := func(err error) (*held, protocol.Record) {
 		protocol.CloseAll(m.Files)
 		pipes.Close()
 		f := &protocol.Failure{Message: err.Error()}
@@ -230,6 +227,17 @@ func (h *Host) fork(m protocol.Message, pipes *process.Pipes) (*held, protocol.R
 			f.Reason, f.Errno = start.Reason, start.Errno
 		}
 		return nil, protocol.Record{Failure: f}
+	}
+	// Before the lock: a folder on a mount that does not answer must not keep the others from being started.
+	spec, err := specOf(m, pipes)
+	if err != nil {
+		return failed(err)
+	}
+	h.family.forking.RLock()
+	defer h.family.forking.RUnlock()
+	p, group, err := h.begin(m, spec)
+	if err != nil {
+		return failed(err)
 	}
 	e := &held{released: make(chan struct{}), process: p, group: group, folder: m.Folder, record: protocol.Record{
 		PID: p.PID, StartedAt: p.StartedAt, Boot: process.BootID(), Ticks: process.StartTicks(p.PID), Groups: group.Folders(),
@@ -244,18 +252,24 @@ func (h *Host) fork(m protocol.Message, pipes *process.Pipes) (*held, protocol.R
 	return e, e.record
 }
 
-// begin makes the attempt's control group and starts the process in it. A group that nothing was to be limited by is left out where it
-// cannot be had.
-func (h *Host) begin(m protocol.Message, pipes *process.Pipes) (*process.Process, *cgroup.Group, error) {
-	spec := process.Spec{
+// specOf is what to start, checked.
+func specOf(m protocol.Message, pipes *process.Pipes) (s process.Spec, err error) {
+	s = process.Spec{
 		Argv: m.Command.Argv, Environment: m.Command.Environment, Directory: m.Command.Directory, Stdin: len(m.Files) > 0, Pipes: pipes,
 	}
 	if len(m.Command.Limits) > 0 {
-		spec.Limits = &executionv1.Limits{}
-		if err := proto.Unmarshal(m.Command.Limits, spec.Limits); err != nil {
-			return nil, nil, process.Unavailable(0, "the limits cannot be read: %v", err)
+		s.Limits = &executionv1.Limits{}
+		if err := proto.Unmarshal(m.Command.Limits, s.Limits); err != nil {
+			return s, process.Unavailable(0, "the limits cannot be read: %v", err)
 		}
 	}
+	s.Path, err = s.Find()
+	return s, err
+}
+
+// begin makes the attempt's control group and starts the process in it. A group that nothing was to be limited by is left out where it
+// cannot be had.
+func (h *Host) begin(m protocol.Message, spec process.Spec) (*process.Process, *cgroup.Group, error) {
 	limits := cgroup.Limits{
 		MemoryBytes: spec.Limits.GetMemoryBytes(), CPUMillis: spec.Limits.GetCpuMillis(), Processes: spec.Limits.GetProcesses(),
 	}
