@@ -31,10 +31,18 @@ func noise(seed byte, n int) []byte {
 	return data
 }
 
+// playReserve is nil where there are no mount namespaces, and then nobody asks for it.
+var playReserve func(dir string) error
+
 // playChild is the process under test. Whatever it cannot do, it says on stderr with exit code 99.
 func playChild(role string) int {
 	name, argument, _ := strings.Cut(role, ":")
 	switch name {
+	case "reserve": // See TestWhatGivesRoomDoesNotWaitForRoom.
+		if err := playReserve(argument); err != nil {
+			return complain(err)
+		}
+		return 0
 	case "noise": // Known output on both streams at once.
 		var n int
 		if _, err := fmt.Sscan(argument, &n); err != nil {

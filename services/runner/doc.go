@@ -16,7 +16,7 @@
 //   - stdin is not taken whole: StdinWriteFailed, which ends nothing;
 //   - a pipe cannot be read, or what it holds cannot be kept: OutputReadFailed with the offset, the rest is read and only
 //     counted, so that the process goes on and the seal lists the exact range; the other stream goes on as ever;
-//   - a disk is full: the process waits in write(2) until there is room;
+//   - a disk is full: the process waits in write(2) until there is room; the reserve lets what is in the log give its room back;
 //   - a stream is longer than its limit: head and tail are published, the middle is counted and digested (flow.go);
 //   - another process holds a pipe after the end: drained for Config.DrainTime, sealed as still held, and listened to;
 //   - the log is away: output waits in the spool, which is bounded, and then the process in write(2). Publishing is tried again until

@@ -290,7 +290,8 @@ func TestFlow(t *testing.T) {
 		defer abort(nil)
 		r := &relay{t: rt, back: func() {}, folder: filepath.Join(folder, "a"), log: &facts{list: make(map[uint64]events.Event)}}
 		r.runner = &Runner{
-			config: Config{ID: "r1", Logger: slog.New(slog.DiscardHandler)}.withDefaults(), publish: r.log, metrics: metrics, life: life,
+			reserve: &reserve{left: reserveBytes},
+			config:  Config{ID: "r1", Logger: slog.New(slog.DiscardHandler)}.withDefaults(), publish: r.log, metrics: metrics, life: life,
 			producer: events.Producer{Name: "runner", Source: "/verbatim/runner/r1"},
 		}
 		r.spool = spool.Config{

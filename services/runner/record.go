@@ -55,7 +55,8 @@ func (a *attempt) forget() {
 func (a *attempt) owned() { a.append(journal.Entry{Claimed: true}) }
 
 // append writes an entry down. It waits while the disk is full, which makes the process wait too. When
-// the disk fails otherwise the attempt goes on without: a kill would then repeat facts, and the log says so.
+// the disk fails otherwise the attempt goes on without: a kill would then repeat facts, and the log says so. What lets the spool give room
+// back does not wait, as long as the reserve lasts.
 func (a *attempt) append(e journal.Entry) {
 	for {
 		err := a.journal.Append(e)
@@ -63,6 +64,7 @@ func (a *attempt) append(e journal.Entry) {
 			if err := a.journal.Compact(); err != nil {
 				a.log.Warn("journal stays long", "error", err)
 			}
+			a.runner.reserve.refill()
 			return
 		}
 		full := errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
@@ -72,6 +74,9 @@ func (a *attempt) append(e journal.Entry) {
 		}
 		if !full {
 			return
+		}
+		if e.Acked > 0 && a.runner.reserve.give() {
+			continue
 		}
 		select {
 		case <-time.After(200 * time.Millisecond):

@@ -44,21 +44,24 @@ func (r *Runner) open() error {
 		return errors.Join(fmt.Errorf("lock %s: %w", r.config.DataDir, err), lock.Close())
 	}
 	r.lock = lock
+	if r.reserve, err = openReserve(r.config.DataDir); err != nil {
+		return errors.Join(err, lock.Close())
+	}
 	r.ended = ended{filepath.Join(r.config.DataDir, "ended")}
 	err = r.ended.load(attemptAge, attemptLimit, func(key string, at time.Time) { r.known.add(key, struct{}{}, at) })
 	if err != nil {
-		return errors.Join(err, lock.Close())
+		return errors.Join(err, r.reserve.close(), lock.Close())
 	}
 	if r.client = r.config.Supervisor; r.client != nil {
 		return nil
 	}
 	ours, theirs, err := protocol.Pair()
 	if err != nil {
-		return errors.Join(err, lock.Close())
+		return errors.Join(err, r.reserve.close(), lock.Close())
 	}
 	conn, err := protocol.New(theirs)
 	if err != nil {
-		return errors.Join(err, ours.Close(), lock.Close())
+		return errors.Join(err, ours.Close(), r.reserve.close(), lock.Close())
 	}
 	r.host = supervisor.NewHost(r.config.Logger)
 	r.host.UseGroups(cgroup.Open(r.config.ID, r.config.DataDir, r.config.Logger))
@@ -78,6 +81,7 @@ func (r *Runner) close() {
 			r.busyHost.Wait()
 			r.host.Close()
 		}
+		_ = r.reserve.close()
 		_ = r.lock.Close()
 	})
 }

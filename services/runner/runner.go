@@ -48,6 +48,7 @@ type Runner struct {
 	work     string // The directory of working directories.
 	folders  string // The directory of the attempts' folders.
 	lock     *os.File
+	reserve  *reserve
 	ended    ended
 	client   *supervisor.Client
 	host     *supervisor.Host // When it is in this process.

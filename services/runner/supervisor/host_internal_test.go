@@ -17,7 +17,7 @@ func TestACommandIsLookedForWithoutTheLock(t *testing.T) {
 	h.family.forking.Lock()
 	defer h.family.forking.Unlock()
 	for reason, command := range map[executionv1.StartFailureReason]protocol.Command{
-		executionv1.StartFailureReason_START_FAILURE_REASON_DIRECTORY: {Argv: []string{"true"}, Directory: "/no/such/folder"},
+		executionv1.StartFailureReason_START_FAILURE_REASON_DIRECTORY:         {Argv: []string{"true"}, Directory: "/no/such/folder"},
 		executionv1.StartFailureReason_START_FAILURE_REASON_COMMAND_NOT_FOUND: {Argv: []string{"/no/such/command"}, Directory: "/"},
 	} {
 		answered := make(chan protocol.Record, 1)
