@@ -1,12 +1,12 @@
 package spool
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"os"
 	"sync"
 	"syscall"
-	"time"
 )
 
 var buffers = sync.Pool{New: func() any {
@@ -14,9 +14,9 @@ var buffers = sync.Pool{New: func() any {
 	return &b
 }}
 
-// copyOnce moves bytes by read(2) and pwrite(2), where there is no splice(2). What was read and not written
-// is lost when this process is killed in between.
-func copyOnce(in, out int, offset int64) (int64, error) {
+// copyOnce moves bytes by read(2) and pwrite(2), where there is no splice(2). What was read and not written, because of the error, is rest. It
+// is lost when this process is killed before it is.
+func copyOnce(in, out int, offset int64) (n int64, rest []byte, err error) {
 	buffer := buffers.Get().(*[]byte)
 	defer buffers.Put(buffer)
 	for {
@@ -25,27 +25,25 @@ func copyOnce(in, out int, offset int64) (int64, error) {
 		case errors.Is(err, syscall.EINTR):
 			continue
 		case errors.Is(err, syscall.EAGAIN):
-			return 0, errEmpty
+			return 0, nil, errEmpty
 		case err != nil:
-			return 0, os.NewSyscallError("read", err)
+			return 0, nil, os.NewSyscallError("read", err)
 		case n == 0:
-			return 0, io.EOF
+			return 0, nil, io.EOF
 		}
-		return writeAll(out, (*buffer)[:n], offset)
+		written, err := writeAll(out, (*buffer)[:n], offset)
+		return written, bytes.Clone((*buffer)[written:n]), err
 	}
 }
 
-// writeAll writes what is already out of the pipe, so it waits itself while the disk is full.
+// writeAll writes as much as it can.
 func writeAll(out int, data []byte, offset int64) (n int64, err error) {
 	for n < int64(len(data)) {
 		k, err := syscall.Pwrite(out, data[n:], offset+n)
-		switch {
-		case isFull(err):
-			<-time.After(fullWait)
-		case err != nil && !errors.Is(err, syscall.EINTR):
+		n += int64(max(k, 0))
+		if err != nil && !errors.Is(err, syscall.EINTR) {
 			return n, os.NewSyscallError("write", err)
 		}
-		n += int64(max(k, 0))
 	}
 	return n, nil
 }

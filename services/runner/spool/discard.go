@@ -27,6 +27,7 @@ func (s *Spool) Discard(id executionv1.Stream, so func(n uint64)) (n uint64, hel
 	}
 	buffer := buffers.Get().(*[]byte)
 	defer buffers.Put(buffer)
+	n = uint64(len(st.pipe.rest))
 	said := uint64(0)
 	take := func() error {
 		k, err := readOnce(st.pipe.file, *buffer)

@@ -24,13 +24,27 @@ import (
 const fullDiskVariable = "VERBATIM_TEST_FULL_DISK"
 
 // plays are what happens there.
-var plays = map[string]func(dir string) error{"publish": fullDisk, "held": heldOnAFullDisk}
+var plays = map[string]func(dir string) error{
+	"publish": func(dir string) error { return fullDisk(dir, os.Pipe) },
+	"copy":    func(dir string) error { return fullDisk(dir, socket) }, // splice(2) takes a pipe only.
+	"held":    heldOnAFullDisk,
+}
+
+func socket() (read, write *os.File, err error) {
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	return os.NewFile(uintptr(ends[0]), "read"), os.NewFile(uintptr(ends[1]), "write"), err
+}
 
 // A disk that is really full makes the process wait, and nothing is lost: what is published makes room again. The
 // disk is a small tmpfs in a mount namespace of a child, and is gone with it.
 func TestAFullDiskMakesTheProcessWait(t *testing.T) {
 	t.Parallel()
-	play(t, "publish")
+	for _, name := range []string{"publish", "copy"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			play(t, name)
+		})
+	}
 }
 
 // The disk is full when the time to read a pipe that somebody holds is over, and has room later: what the pipe has is kept, and the reading
@@ -135,7 +149,7 @@ func heldOnAFullDisk(dir string) error {
 	return nil
 }
 
-func fullDisk(dir string) error {
+func fullDisk(dir string, pipe func() (read, write *os.File, err error)) error {
 	const total = 24 << 20
 	var complaint bytes.Buffer
 	c := config()
@@ -145,7 +159,7 @@ func fullDisk(dir string) error {
 		return err
 	}
 	defer s.Close()
-	read, write, err := os.Pipe()
+	read, write, err := pipe()
 	if err != nil {
 		return err
 	}

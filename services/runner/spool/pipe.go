@@ -20,8 +20,9 @@ type pipe struct {
 	file *os.File
 	raw  syscall.RawConn
 
-	full  bool // A full disk was logged. Only for the reader.
-	grown bool // It was made larger, or that was tried. Only for the reader.
+	full  bool   // A full disk was logged. Only for the reader.
+	grown bool   // It was made larger, or that was tried. Only for the reader.
+	rest  []byte // What is out of the pipe and could not be written yet. Only for the reader.
 
 	mu          sync.Mutex
 	flush, stop time.Time
@@ -93,7 +94,12 @@ func (p *pipe) splice(to *os.File, offset int64) (n int64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	n, err = transfer(in, out, offset)
+	if len(p.rest) > 0 {
+		n, err = writeAll(out, p.rest, offset)
+		p.rest = p.rest[n:]
+	} else {
+		n, p.rest, err = transfer(in, out, offset)
+	}
 	if n > 0 {
 		p.full = false
 	}

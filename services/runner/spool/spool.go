@@ -229,7 +229,7 @@ func (s *Spool) read(ctx context.Context, st *stream) error {
 // sweep takes what the pipe holds at this moment and no more, so that a process which never stops writing cannot
 // keep it busy.
 func (s *Spool) sweep(st *stream) error {
-	left := st.pipe.waiting()
+	left := st.pipe.waiting() + len(st.pipe.rest)
 	for {
 		before := s.Captured(st.id)
 		if err := st.pipe.now(func() error { return s.move(st) }); errors.Is(err, errEmpty) {

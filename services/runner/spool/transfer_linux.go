@@ -24,22 +24,23 @@ const spliceBytes = 1 << 20
 // enlarge makes a pipe larger where the user may have that much (fs.pipe-user-pages-soft); otherwise it stays as it is.
 func enlarge(fd int) { _, _ = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, grownPipeBytes) }
 
-// transfer moves what a pipe holds to a place in a file, without passing through this process. errEmpty: nothing is there.
-func transfer(in, out int, offset int64) (int64, error) {
+// transfer moves what a pipe holds to a place in a file, without passing through this process. errEmpty: nothing is there. rest is what is out of
+// the pipe and not in the file, see copyOnce.
+func transfer(in, out int, offset int64) (n int64, rest []byte, err error) {
 	for {
 		n, err := unix.Splice(in, nil, out, &offset, spliceBytes, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
 		switch {
 		case n > 0:
-			return n, nil
+			return n, nil, nil
 		case errors.Is(err, unix.EINTR):
 		case errors.Is(err, unix.EAGAIN):
-			return 0, errEmpty
+			return 0, nil, errEmpty
 		case errors.Is(err, unix.EINVAL):
 			return copyOnce(in, out, offset) // The input is no pipe, or the file system cannot do it.
 		case err != nil:
-			return 0, os.NewSyscallError("splice", err)
+			return 0, nil, os.NewSyscallError("splice", err)
 		default:
-			return 0, io.EOF
+			return 0, nil, io.EOF
 		}
 	}
 }
