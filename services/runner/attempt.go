@@ -53,8 +53,8 @@ type attempt struct {
 	journal    *journal.Journal
 	spool      *spool.Spool
 	output     flows
-	complained bool // That the journal cannot be written.
-	attached   bool // The spool has the pipes.
+	complained atomic.Bool // That the journal cannot be written.
+	attached   bool        // The spool has the pipes.
 
 	// listens: the attempt is over but for what another process may write. hasEar: it is one of Config.Slots that may.
 	listens, hasEar bool

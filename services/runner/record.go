@@ -68,8 +68,7 @@ func (a *attempt) append(e journal.Entry) {
 			return
 		}
 		full := errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
-		if !a.complained {
-			a.complained = true
+		if a.complained.CompareAndSwap(false, true) {
 			a.log.Error("journal cannot be written", "waits", full, "error", err)
 		}
 		if !full {

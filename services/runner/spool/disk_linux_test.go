@@ -75,7 +75,11 @@ func play(t *testing.T, name string) {
 
 func playFullDisk(what string) int {
 	name, dir, _ := strings.Cut(what, ":")
-	if err := errors.Join(mountSmall(dir), plays[name](dir)); err != nil {
+	err := mountSmall(dir)
+	if err == nil {
+		err = plays[name](dir)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
