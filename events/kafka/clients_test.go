@@ -190,3 +190,42 @@ func TestClientKcatWrites(t *testing.T) {
 		t.Errorf("written by kcat (-want +got):\n%s", d)
 	}
 }
+
+// A transaction ends with a marker, which has an offset and is no record. Who has read everything before it has read everything.
+func TestClientKcatWritesATransaction(t *testing.T) {
+	c, topic := clusterOfClients(t)
+	run(t, []byte("a\tone\na\ttwo\n"), "kcat", "-b", c.Brokers[0], "-P", "-t", topic, "-p", "0", "-K", "\t", "-X", "transactional.id="+topic)
+	admin, err := kafka.NewAdmin(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	ends, err := admin.EndOffsets(t.Context(), topic)
+	if err != nil || ends[0] != 3 {
+		t.Fatalf("the log ends at %v, want two records and a marker: %v", ends, err)
+	}
+
+	reader, err := kafka.NewPartitionReader(c, topic, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	n := 0
+	for _, err := range reader.Until(t.Context(), ends[0]) {
+		if n++; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n != 2 || reader.Offset() != ends[0] {
+		t.Errorf("%d records, and the reader is at %d", n, reader.Offset())
+	}
+
+	messages := subscribe(t, subscriber(t, c, kafka.SubscriberOptions{Group: "g", CommitInterval: 10 * time.Millisecond}), topic)
+	for range 2 {
+		receive(t, messages).Ack()
+	}
+	eventually(t, "the group is at the end of the log", func() bool {
+		committed, err := admin.CommittedOffsets(t.Context(), "g", topic)
+		return err == nil && committed[0] == ends[0]
+	})
+}

@@ -55,7 +55,7 @@
 //
 // Responses to fetches are read here and not by kafka-go (wire.go, batch.go): records share the memory of their
 // batch instead of being copied one by one, control batches and emptied batches are stepped over by their
-// last offset, the broker's append time is kept, and what a compressed batch may become is bounded. Record
+// last offset (also in what a group commits: one that has everything is at the end of the log), the broker's append time is kept, and what a compressed batch may become is bounded. Record
 // formats before v2 (Kafka before 0.11) are an alarm, not a guess.
 //
 // # Start-up latency

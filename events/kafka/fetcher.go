@@ -6,6 +6,13 @@ import (
 	"time"
 )
 
+// fetched is one response: its records, and the offset that they reach to. That is behind the last of them where the log goes on with what is no
+// record: the marker that ends a transaction, say.
+type fetched struct {
+	records []*Record
+	next    int64
+}
+
 // fetcher reads ahead of the deliverer by one response.
 type fetcher struct {
 	partition *partition
@@ -19,10 +26,11 @@ func (f *fetcher) run(ctx context.Context) {
 	var wait pause
 	failing := false
 	for ctx.Err() == nil {
+		before := f.cursor.next
 		records, err := f.cursor.read(ctx)
-		if len(records) > 0 {
+		if len(records) > 0 || before >= 0 && f.cursor.next > before {
 			select {
-			case f.partition.fetched <- records:
+			case f.partition.fetched <- fetched{records, f.cursor.next}:
 			case <-ctx.Done():
 				return
 			}

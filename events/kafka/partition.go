@@ -25,7 +25,8 @@ type partition struct {
 
 	window    *window[*delivery]
 	pending   []*Record // fetched, not handed out
-	fetched   chan []*Record
+	fetched   chan fetched
+	reached   int64     // up to where pending goes, or went
 	handing   *handover // with the pump
 	claims    chan *claim
 	claimed   []*claim // waiting until everything below is acknowledged
@@ -41,7 +42,7 @@ func newPartition(s *subscription, c committer, a kafkago.PartitionAssignment) *
 	return &partition{
 		sub: s, number: assignments.Add(1), committer: c, id: a.ID, from: a.Offset,
 		log:    s.subscriber.config.logger().With("topic", s.topic, "partition", a.ID, "group", s.subscriber.options.Group),
-		window: newWindow[*delivery](max(a.Offset, 0)), fetched: make(chan []*Record, 1),
+		window: newWindow[*delivery](max(a.Offset, 0)), fetched: make(chan fetched, 1),
 		claims: make(chan *claim), ended: make(chan struct{}), committed: max(a.Offset, 0),
 	}
 }
@@ -122,9 +123,9 @@ func (p *partition) deliver(owned context.Context) bool {
 		if next != nil {
 			handovers = p.sub.handovers
 		}
-		var fetched chan []*Record
+		var more chan fetched
 		if len(p.pending) == 0 {
-			fetched = p.fetched
+			more = p.fetched
 		}
 		var handed <-chan struct{}
 		if p.handing != nil {
@@ -141,8 +142,8 @@ func (p *partition) deliver(owned context.Context) bool {
 			next = nil
 		case <-handed:
 			p.handing = nil
-		case records := <-fetched:
-			p.pending = p.keep(records)
+		case f := <-more:
+			p.pending, p.reached = p.keep(f.records), f.next
 		case <-acked:
 			p.acknowledge(headOffset, head)
 			p.sweepHead()
@@ -311,8 +312,18 @@ func (p *partition) settle() {
 	})
 }
 
+// pass leaves behind what follows the last record and is none. Otherwise whoever compares the group with the log's end would see it
+// behind for as long as nothing else is written.
+func (p *partition) pass() {
+	signed := p.sub.subscriber.options.CommitMetadata != "" // Then a commit says who has claimed the record below it.
+	if !signed && p.window.size() == 0 && len(p.pending) == 0 && p.handing == nil && p.reached > p.window.done {
+		p.window.done = p.reached
+	}
+}
+
 // commit commits what is acknowledged, when that is new.
 func (p *partition) commit() {
+	p.pass()
 	if p.window.done <= p.committed {
 		return
 	}

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"iter"
+	"math"
 )
 
 // PartitionReader reads one partition in order without a group: for replay and live tail. It is not safe
@@ -12,6 +15,8 @@ type PartitionReader struct {
 	link    *link
 	cursor  *cursor
 	pending []*Record
+	// Moved, if not nil, is told where the reader is when it passed something that is no record, such as the end of a transaction.
+	Moved func(offset int64)
 }
 
 // NewPartitionReader reads from an offset on, or from First or Last. It connects with the first Next.
@@ -30,14 +35,39 @@ func NewPartitionReader(c Config, topic string, partition int, from int64) (*Par
 // trying until ctx ends. It fails with *OffsetError when the broker no longer has the record, and with
 // ErrUnknownTopic when topic or partition stay unknown for some seconds; after an error it may be called again.
 func (r *PartitionReader) Next(ctx context.Context) (Record, error) {
+	return r.next(ctx, math.MaxInt64)
+}
+
+// Until yields the records below an offset, which is not above the end of the log. The records of a log may end before it does: the marker at the
+// end of a transaction has an offset too. It ends after the first error.
+func (r *PartitionReader) Until(ctx context.Context, end int64) iter.Seq2[Record, error] {
+	return func(yield func(Record, error) bool) {
+		for {
+			record, err := r.next(ctx, end)
+			if errors.Is(err, io.EOF) || !yield(record, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// next is Next; io.EOF when there is no record below an offset.
+func (r *PartitionReader) next(ctx context.Context, end int64) (Record, error) {
 	var wait pause
 	unknown := 0
 	for len(r.pending) == 0 {
+		if r.cursor.next >= end {
+			return Record{}, io.EOF
+		}
 		if ctx.Err() != nil {
 			return Record{}, fmt.Errorf("read next record: %w", context.Cause(ctx))
 		}
+		before := r.cursor.next
 		records, err := r.cursor.read(ctx)
 		r.pending = records
+		if len(records) == 0 && r.cursor.next > before && r.Moved != nil {
+			r.Moved(r.cursor.next)
+		}
 		if err == nil || len(records) > 0 {
 			continue
 		}
@@ -58,6 +88,9 @@ func (r *PartitionReader) Next(ctx context.Context) (Record, error) {
 		}
 	}
 	next := r.pending[0]
+	if next.Offset >= end {
+		return Record{}, io.EOF
+	}
 	r.pending[0] = nil
 	r.pending = r.pending[1:]
 	return next.own(), nil

@@ -166,8 +166,7 @@ func read(ctx context.Context, c kafka.Config, partition int, from, end int64) i
 			return
 		}
 		defer reader.Close()
-		for reader.Offset() < end {
-			record, err := reader.Next(ctx)
+		for record, err := range reader.Until(ctx, end) {
 			if err != nil {
 				yield(Letter{}, fmt.Errorf("read the dead letters: %w", err))
 				return

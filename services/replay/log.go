@@ -97,13 +97,9 @@ func (l *log) partition(ctx context.Context, partition int, end int64, yield fun
 		return err
 	}
 	defer reader.Close()
-	for reader.Offset() < end {
-		record, err := reader.Next(ctx)
+	for record, err := range reader.Until(ctx, end) {
 		if err != nil {
 			return fmt.Errorf("read the log: %w", err)
-		}
-		if record.Offset >= end {
-			break
 		}
 		l.at[partition] = record.Offset + 1
 		l.done++

@@ -47,6 +47,7 @@ Written by ` + "`make generate`" + ` from [the payloads](../events/proto/verbati
 
 Every event is a CloudEvent 1.0 on Kafka. Its attributes are the headers ` + "`ce_specversion` (1.0), `ce_id`, `ce_source`, `ce_type`, `ce_subject` (the execution), `ce_time`, `ce_attempt`, `ce_sequence`, `ce_partitionkey`" + ` (equal to the subject)
 and, where there is one, ` + "`ce_traceparent`" + `; the header ` + "`content-type`" + ` is ` + "`application/protobuf`" + ` or ` + "`application/json`" + `. The record's key is the subject.
+What a producer writes counts when it is in the log, also in a transaction: what it aborts later is not taken back.
 
 | topic | partitions |
 | --- | --- |

@@ -44,8 +44,7 @@ func startControl(ctx context.Context, b Base, r *runner.Runner, id string) (*co
 		return nil, err
 	}
 	c := &control{Base: b, runner: r, id: id, done: make(chan struct{})}
-	for reader.Offset() < ends[0] {
-		record, err := reader.Next(ctx)
+	for record, err := range reader.Until(ctx, ends[0]) {
 		if err != nil {
 			reader.Close()
 			return nil, fmt.Errorf("read the control topic: %w", err)

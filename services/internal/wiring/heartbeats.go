@@ -61,20 +61,23 @@ func (h *heartbeats) run(ctx context.Context) {
 			return err
 		}
 		defer reader.Close()
-		for {
-			old := reader.Offset() < ends[0]
-			if !old {
-				caughtUp()
-			}
-			record, err := reader.Next(ctx)
+		for record, err := range reader.Until(ctx, ends[0]) {
 			if err != nil {
 				return err
 			}
 			received := time.Now()
-			if old && record.Time.Before(received) { // Of what waits to be read the broker knows when it came.
+			if record.Time.Before(received) { // Of what waits to be read the broker knows when it came.
 				received = record.Time
 			}
 			h.take(record, received)
+		}
+		caughtUp()
+		for {
+			record, err := reader.Next(ctx)
+			if err != nil {
+				return err
+			}
+			h.take(record, time.Now())
 		}
 	})
 }

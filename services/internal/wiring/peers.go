@@ -36,8 +36,7 @@ func othersFree(b Base, id string) func(context.Context) (bool, error) {
 		}
 		defer reader.Close()
 		free := map[string]bool{}
-		for reader.Offset() < ends[0] {
-			record, err := reader.Next(ctx)
+		for record, err := range reader.Until(ctx, ends[0]) {
 			if err != nil {
 				return false, fmt.Errorf("read the topic of runners: %w", err)
 			}

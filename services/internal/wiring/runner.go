@@ -135,8 +135,7 @@ func otherRunner(ctx context.Context, b Base, admin *kafka.Admin, source string,
 		return false, err
 	}
 	defer reader.Close()
-	for reader.Offset() < ends[partition] {
-		record, err := reader.Next(ctx)
+	for record, err := range reader.Until(ctx, ends[partition]) {
 		if err != nil {
 			return false, fmt.Errorf("read the log of facts: %w", err)
 		}

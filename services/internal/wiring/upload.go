@@ -31,8 +31,7 @@ func upload(b Base) func(context.Context, *executionv1.StdinUpload, func(uint64,
 			return err
 		}
 		defer reader.Close()
-		for got := uint64(0); got < u.GetSizeBytes() && reader.Offset() < end; {
-			record, err := reader.Next(ctx)
+		for record, err := range reader.Until(ctx, end) {
 			if gone := (*kafka.OffsetError)(nil); errors.As(err, &gone) {
 				return runner.ErrUploadGone
 			}
@@ -53,7 +52,9 @@ func upload(b Base) func(context.Context, *executionv1.StdinUpload, func(uint64,
 			if err := take(part.GetOffset(), part.GetData()); err != nil {
 				return err
 			}
-			got = max(got, part.GetOffset()+uint64(len(part.GetData())))
+			if part.GetOffset()+uint64(len(part.GetData())) >= u.GetSizeBytes() {
+				break
+			}
 		}
 		return nil
 	}

@@ -110,12 +110,13 @@ func (w *Watchdog) search(ctx context.Context, partition int, from, end int64, w
 		return err
 	}
 	defer reader.Close()
-	for next := from; next < end && len(wanted) > 0; {
-		record, err := reader.Next(ctx)
+	for record, err := range reader.Until(ctx, end) {
 		if err != nil {
 			return fmt.Errorf("read work: %w", err)
 		}
-		next = record.Offset + 1
+		if len(wanted) == 0 {
+			break
+		}
 		key, err := uuid.ParseBytes(record.Key)
 		if err != nil {
 			continue
@@ -128,7 +129,7 @@ func (w *Watchdog) search(ctx context.Context, partition int, from, end int64, w
 		if _, prepared := e.Data.(*executionv1.Prepared); err != nil || !prepared || e.Attempt != o.attempt {
 			continue
 		}
-		w.place(key, o, next)
+		w.place(key, o, record.Offset+1)
 		delete(wanted, key) // What was written twice counts from the first time on.
 	}
 	for key, o := range wanted {

@@ -28,6 +28,7 @@ func (w *Watchdog) listen(ctx context.Context) {
 			return err
 		}
 		defer reader.Close()
+		reader.Moved = w.beatsRead.Store
 		for {
 			w.beatsRead.Store(reader.Offset())
 			record, err := reader.Next(ctx)

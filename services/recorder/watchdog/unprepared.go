@@ -57,8 +57,8 @@ func (w *Watchdog) readRequests(ctx context.Context, partition int, from, end in
 		return from, err
 	}
 	defer reader.Close()
-	for next := from; next < end; {
-		record, err := reader.Next(ctx)
+	next := from
+	for record, err := range reader.Until(ctx, end) {
 		if err != nil {
 			return next, fmt.Errorf("read requests: %w", err)
 		}
