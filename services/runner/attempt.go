@@ -151,7 +151,10 @@ func (a *attempt) run(life context.Context) (listens bool) {
 // finish forgets everything but that the attempt was here.
 func (a *attempt) finish(life context.Context) {
 	if err := a.runner.ended.add(a.key, time.Now()); err != nil {
-		a.log.WarnContext(life, "attempt is not in the list of ended ones", "error", err)
+		// Without the entry and the folder a Prepared that comes again would be new.
+		a.log.WarnContext(life, "attempt is not in the list of ended ones, its folder is kept until the next start", "folder", a.folder, "error", err)
+		_ = a.journal.Close()
+		return
 	}
 	if err := errors.Join(a.journal.Close(), removeFolder(a.folder)); err != nil {
 		a.log.WarnContext(life, "the attempt's folder is left behind", "error", err)
@@ -172,7 +175,7 @@ func (a *attempt) openSpool() (err error) {
 	c := a.runner.config
 	a.spool, err = spool.Open(spool.Config{
 		ChunkBytes: c.ChunkBytes, FlushInterval: c.FlushInterval, LimitBytes: c.SpoolBytes, Limit: a.limit(),
-		Preroll: uint64(a.masker.Reach()), Logger: a.log,
+		Preroll: uint64(a.masker.Reach()), HasRoom: a.runner.reserve.isWhole, Logger: a.log,
 	}, a.folder, a.past.streams[0].mark, a.past.streams[1].mark)
 	return err
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -237,10 +238,13 @@ func folderName(execution string, attempt uint32) string {
 
 // ended is the list of attempts that are over, as a file: a Prepared that comes again after a restart is known by it. A line
 // is an attempt's key and when it was over, in seconds since 1970.
-type ended struct{ path string }
+type ended struct {
+	path string
+	torn atomic.Bool // The last line may have no end.
+}
 
 // load gives every entry that is not too old, oldest first, and writes the file anew without the others.
-func (e ended) load(age time.Duration, limit int, give func(key string, at time.Time)) error {
+func (e *ended) load(age time.Duration, limit int, give func(key string, at time.Time)) error {
 	data, err := os.ReadFile(e.path)
 	if err != nil && !os.IsNotExist(err) {
 		return fmt.Errorf("read list of ended attempts: %w", err)
@@ -263,13 +267,18 @@ func (e ended) load(age time.Duration, limit int, give func(key string, at time.
 }
 
 // add appends an attempt.
-func (e ended) add(key string, at time.Time) error {
+func (e *ended) add(key string, at time.Time) error {
 	f, err := os.OpenFile(e.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	_, err = f.WriteString(key + " " + strconv.FormatInt(at.Unix(), 10) + "\n")
+	line := key + " " + strconv.FormatInt(at.Unix(), 10) + "\n"
+	if e.torn.Load() {
+		line = "\n" + line
+	}
+	_, err = f.WriteString(line)
+	e.torn.Store(err != nil)
 	return err
 }
 

@@ -55,8 +55,8 @@ func (a *attempt) forget() {
 func (a *attempt) owned() { a.append(journal.Entry{Claimed: true}) }
 
 // append writes an entry down. It waits while the disk is full, which makes the process wait too. When
-// the disk fails otherwise the attempt goes on without: a kill would then repeat facts, and the log says so. What lets the spool give room
-// back does not wait, as long as the reserve lasts.
+// the disk fails otherwise the attempt goes on without: a kill would then repeat facts, and the log says so. It does not wait as long
+// as the reserve lasts, which is longest for what lets the spool give room back.
 func (a *attempt) append(e journal.Entry) {
 	for {
 		err := a.journal.Append(e)
@@ -74,7 +74,7 @@ func (a *attempt) append(e journal.Entry) {
 		if !full {
 			return
 		}
-		if e.Acked > 0 && a.runner.reserve.give() {
+		if a.runner.reserve.give(e.Acked > 0) {
 			continue
 		}
 		select {

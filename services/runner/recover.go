@@ -47,7 +47,7 @@ func (r *Runner) open() error {
 	if r.reserve, err = openReserve(r.config.DataDir); err != nil {
 		return errors.Join(err, lock.Close())
 	}
-	r.ended = ended{filepath.Join(r.config.DataDir, "ended")}
+	r.ended.path = filepath.Join(r.config.DataDir, "ended")
 	err = r.ended.load(attemptAge, attemptLimit, func(key string, at time.Time) { r.known.add(key, struct{}{}, at) })
 	if err != nil {
 		return errors.Join(err, r.reserve.close(), lock.Close())

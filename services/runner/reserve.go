@@ -13,14 +13,17 @@ const (
 	// reserveFile holds room on the disk, and nothing else.
 	reserveFile = "reserve"
 	// reserveBytes is how much, reserveStep how much is given at a time: more than any file system's block.
-	reserveBytes = 1 << 20
+	reserveBytes = 2 << 20
 	reserveStep  = 64 << 10
+	// reserveLast is for what is acknowledged alone.
+	reserveLast = 512 << 10
 	// refillEvery is the least time between two tries to fill it again.
-	refillEvery = 5 * time.Second
+	refillEvery = 200 * time.Millisecond
 )
 
-// reserve is room on the disk for what gives other room back: of output that is in the log it has to be written down that it is, before the
-// spool lets go of it. On a disk that the spools have filled that would wait for ever.
+// reserve is room on the disk for the journals, which gives other room back: what is published has to be written down before, and of what is in
+// the log it has to be written down that it is, before the spool lets go of it. On a disk that the spools have filled that would wait for
+// ever. As long as the reserve is not whole the disk counts as full for the spools, or they would take what it is to have again.
 type reserve struct {
 	mu    sync.Mutex
 	file  *os.File
@@ -43,11 +46,11 @@ func openReserve(folder string) (*reserve, error) {
 	return r, nil
 }
 
-// give gives the disk a part of it; false when nothing is left.
-func (r *reserve) give() bool {
+// give gives the disk a part of it; false when nothing is left for that purpose. last is for what is acknowledged.
+func (r *reserve) give(last bool) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.left == 0 {
+	if r.left == 0 || r.left <= reserveLast && !last {
 		return false
 	}
 	less := max(0, r.left-reserveStep)
@@ -62,6 +65,18 @@ func (r *reserve) give() bool {
 func (r *reserve) refill() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.fill()
+}
+
+// isWhole reports whether nothing of it is given away, after it has tried to take it back.
+func (r *reserve) isWhole() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.fill()
+	return r.left >= reserveBytes
+}
+
+func (r *reserve) fill() {
 	if r.left >= reserveBytes || time.Since(r.tried) < refillEvery {
 		return
 	}

@@ -17,7 +17,7 @@ import (
 
 // PlayReserve fills a small disk of its own and lets an attempt write down what is acknowledged. It is for a child in a mount namespace.
 func PlayReserve(dir string) error {
-	const diskBytes = 8 << 20
+	const diskBytes = 16 << 20
 	// Else the mount would be seen outside.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
@@ -49,14 +49,21 @@ func PlayReserve(dir string) error {
 	if life.Err() != nil {
 		return errors.New("what is acknowledged waits for the disk")
 	}
-	if r.left >= reserveBytes-reserveStep || r.left == 0 {
+	if r.left >= reserveBytes-reserveStep || r.left == 0 || r.isWhole() {
 		return fmt.Errorf("%d bytes of the reserve are left", r.left)
+	}
+	for r.give(false) {
+	}
+	if r.left != reserveLast || !r.give(true) {
+		return fmt.Errorf("%d bytes of the reserve are left for what is acknowledged", r.left)
 	}
 	if err := os.Remove(filler); err != nil {
 		return err
 	}
 	r.tried = time.Time{}
-	a.append(journal.Entry{Acked: entries + 1})
+	if !r.isWhole() {
+		return fmt.Errorf("%d bytes of the reserve are there again", r.left)
+	}
 	var stat unix.Stat_t
 	if err := unix.Stat(filepath.Join(dir, reserveFile), &stat); err != nil || stat.Blocks*512 < reserveBytes {
 		return fmt.Errorf("the reserve has %d bytes on the disk: %w", stat.Blocks*512, err)

@@ -83,6 +83,10 @@ func newWatch(a *attempt, p *supervisor.Process, l limits, drained <-chan struct
 	var waiting context.Context
 	waiting, w.stopWait = context.WithCancel(context.Background())
 	ended := w.ended
+	if exit, err, known := p.Ended(); known {
+		ended <- end{exit, err} // Nothing that is due by now has ended it.
+		return w
+	}
 	go func() {
 		var e end
 		if err := a.guard("wait", func() { e.exit, e.err = p.Wait(waiting) }); err != nil {

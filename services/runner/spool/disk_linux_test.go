@@ -28,6 +28,7 @@ var plays = map[string]func(dir string) error{
 	"publish": func(dir string) error { return fullDisk(dir, os.Pipe) },
 	"copy":    func(dir string) error { return fullDisk(dir, socket) }, // splice(2) takes a pipe only.
 	"held":    heldOnAFullDisk,
+	"little":  littleIsPublished,
 }
 
 func socket() (read, write *os.File, err error) {
@@ -52,6 +53,13 @@ func TestAFullDiskMakesTheProcessWait(t *testing.T) {
 func TestAHeldPipeEndsWhenTheDiskHasRoomAgain(t *testing.T) {
 	t.Parallel()
 	play(t, "held")
+}
+
+// What is published is less than is given back at once, and nothing more comes that would make it enough: on a full disk it is given back
+// all the same.
+func TestAFullDiskGetsBackWhatLittleIsPublished(t *testing.T) {
+	t.Parallel()
+	play(t, "little")
 }
 
 func play(t *testing.T, name string) {
@@ -95,6 +103,62 @@ func mountSmall(dir string) error {
 	}
 	if err := unix.Mount("disk", dir, "tmpfs", 0, fmt.Sprintf("size=%d", diskBytes)); err != nil {
 		return fmt.Errorf("mount a small disk: %w", err)
+	}
+	return nil
+}
+
+func littleIsPublished(dir string) error {
+	c := config()
+	c.ChunkBytes = 64 << 10
+	s, err := spool.Open(c, dir, spool.Mark{}, spool.Mark{})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	read, write, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	none, end, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	_ = end.Close()
+	s.Attach(read, none)
+	ended := make(chan error, 3)
+	go func() { ended <- s.Read(context.Background(), stdout) }()
+	go func() { ended <- s.Read(context.Background(), stderr) }()
+	const first, second = 12 * 64 << 10, 6 * 64 << 10
+	if _, err := write.Write(make([]byte, first)); err != nil {
+		return err
+	}
+	for at := 0; at < first; {
+		chunk, err := s.Next(context.Background())
+		if err != nil {
+			return err
+		}
+		at += chunk.Length
+		s.Trim(stdout, uint64(at))
+	}
+	if err := os.WriteFile(dir+"/filler", make([]byte, diskBytes), 0o600); !errors.Is(err, syscall.ENOSPC) {
+		return fmt.Errorf("fill the disk: %w", err)
+	}
+	go func() {
+		_, err := write.Write(make([]byte, second))
+		ended <- errors.Join(err, write.Close())
+	}()
+	for range 3 {
+		select {
+		case err := <-ended:
+			if err != nil {
+				return err
+			}
+		case <-time.After(patience / 4):
+			return fmt.Errorf("the reading stands still at %d bytes", s.Captured(stdout))
+		}
+	}
+	if n := s.Captured(stdout); n != first+second {
+		return fmt.Errorf("%d bytes are captured", n)
 	}
 	return nil
 }

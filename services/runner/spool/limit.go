@@ -146,10 +146,7 @@ func (s *Spool) Drop(id executionv1.Stream, offset uint64) {
 	}
 	st.dropped = offset
 	s.wake()
-	if end := offset - min(offset, s.config.Preroll); end > st.dropPunched && end-st.dropPunched >= s.config.StepBytes {
-		st.file.punch(int64(st.dropPunched), int64(end))
-		st.dropPunched = end
-	}
+	st.giveBack(s.config.Preroll, s.config.StepBytes)
 }
 
 // Ended says how a stream ended; false as long as that is not known.

@@ -26,6 +26,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"verbatim.dev/events"
@@ -57,6 +58,8 @@ type Config struct {
 	StepBytes uint64
 	// Preroll is how much is kept in front of what is not published yet.
 	Preroll uint64
+	// HasRoom, if not nil, reports whether the disk may be filled; while it does not, the disk counts as full.
+	HasRoom func() bool
 	Logger  *slog.Logger
 }
 
@@ -250,6 +253,9 @@ func (s *Spool) sweep(st *stream) error {
 // move moves what there is. The lock is held from before the bytes are taken until they are entered: then nobody's bytes
 // can be taken earlier and be entered later.
 func (s *Spool) move(st *stream) error {
+	if s.config.HasRoom != nil && !s.config.HasRoom() {
+		return syscall.ENOSPC
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !st.file.is() {
@@ -372,6 +378,9 @@ func (s *Spool) waitForDisk(ctx context.Context, st *stream, full error) error {
 	}
 	s.mu.Lock()
 	s.cut(st)
+	for _, st := range s.streams {
+		st.giveBack(s.config.Preroll, 1) // There may be nothing more to come that would give back a whole step.
+	}
 	s.mu.Unlock()
 	select {
 	case <-time.After(fullWait):
@@ -438,10 +447,19 @@ func (s *Spool) Trim(id executionv1.Stream, offset uint64) {
 	}
 	st.acked = offset
 	s.wake()
-	if end := offset - min(offset, s.config.Preroll); end > st.punched && end-st.punched >= s.config.StepBytes {
-		st.file.punch(int64(st.punched), int64(end))
-		st.punched = end
+	st.giveBack(s.config.Preroll, s.config.StepBytes)
+}
+
+// giveBack gives the disk back what is published or elided but for the preroll, when that is so much at least.
+func (st *stream) giveBack(preroll, step uint64) {
+	upTo := func(offset uint64, punched *uint64) {
+		if end := offset - min(offset, preroll); end > *punched && end-*punched >= step {
+			st.file.punch(int64(*punched), int64(end))
+			*punched = end
+		}
 	}
+	upTo(st.acked, &st.punched)
+	upTo(st.dropped, &st.dropPunched)
 }
 
 // Stop lets both streams end at the given time: what the pipes hold then is taken, and a pipe that is not at its

@@ -167,6 +167,12 @@ func (c *Client) Start(attempt, folder string, command protocol.Command, documen
 			p.Stdin, p.Document = answer.Files[2], answer.Files[3]
 		}
 		p.watch = openWatch(p.PID)
+		if answer.Exit != nil {
+			select {
+			case exits <- *answer.Exit:
+			default: // It was told in the meantime.
+			}
+		}
 		return p, nil
 	}
 	protocol.CloseAll(answer.Files)
@@ -227,6 +233,17 @@ func (p *Process) Wait(ctx context.Context) (process.Exit, error) {
 	}
 	p.watch.untilEnded(ctx)
 	return process.Exit{}, ErrEnded
+}
+
+// Ended is Wait for a process of which it is known already that it has ended; false when it is not.
+func (p *Process) Ended() (exit process.Exit, err error, known bool) { //nolint:revive,staticcheck // As Wait, and whether.
+	select {
+	case e := <-p.exits:
+		exit, err = Decode(e)
+		return exit, err, true
+	default:
+		return process.Exit{}, nil, false
+	}
 }
 
 // Decode turns an exit record into what process.Wait would have said.

@@ -308,7 +308,8 @@ func (h *Host) begin(m protocol.Message, spec process.Spec) (*process.Process, *
 	return p, nil, second
 }
 
-// started hands out the pipes: stdout, stderr, and, while there is something to write, stdin and its document.
+// started hands out the pipes: stdout, stderr, and, while there is something to write, stdin and its document. It says how the process
+// ended, if it has.
 func (h *Host) started(p *held) protocol.Message {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -316,7 +317,7 @@ func (h *Host) started(p *held) protocol.Message {
 	if p.document != nil {
 		files = append(files, p.process.Stdin, p.document)
 	}
-	return protocol.Message{Kind: protocol.Started, Record: &p.record, Files: files}
+	return protocol.Message{Kind: protocol.Started, Record: &p.record, Exit: p.exit, Files: files}
 }
 
 // gone says what a former supervisor wrote down.

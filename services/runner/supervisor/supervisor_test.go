@@ -321,7 +321,7 @@ func TestEndWithoutWorker(t *testing.T) {
 		_, err := os.Stat(filepath.Join(folder, protocol.ExitFile))
 		return err == nil
 	})
-	second, _ := attach(t, h)
+	second, dieToo := attach(t, h)
 	q := start(t, second, "a/1", folder, `echo twice`)
 	if out := read(t, q.Stdout); out != "last words\n" {
 		t.Errorf("%q", out)
@@ -329,7 +329,16 @@ func TestEndWithoutWorker(t *testing.T) {
 	if exit := wait(t, q); exit.Code != 4 {
 		t.Errorf("%+v", exit)
 	}
-	q.Release()
+	dieToo()
+	hangUp(q)
+	// Who comes later knows it before anything else can happen, such as a timeout that is over by now.
+	third, _ := attach(t, h)
+	r := start(t, third, "a/1", folder, `echo twice`)
+	defer hangUp(r)
+	if exit, err, known := r.Ended(); !known || err != nil || exit.Code != 4 {
+		t.Errorf("%+v, %v, known: %v", exit, err, known)
+	}
+	r.Release()
 }
 
 // Idle says when the last process was released, and Close kills what was not.
