@@ -29,6 +29,7 @@ const (
 	codeQueryWasCancelled     = 394
 	codeAccessDenied          = 497
 	codeAuthenticationFailed  = 516
+	codePocoException         = 1000
 	codeStdException          = 1001
 )
 

@@ -94,6 +94,23 @@ func TestWhereTheQueryStands(t *testing.T) {
 	}
 }
 
+// What a server refuses is refused here too, so that it is not met in production first.
+func TestLongParameter(t *testing.T) {
+	t.Parallel()
+	const limit = 128 << 10 // http_max_field_value_size, counted as it stands in the URL.
+	length := func(value string) answer {
+		return call(t, http.MethodPost, strings.NewReader("SELECT length({x:String})"), nil, "param_x="+value)
+	}
+	if a := length(strings.Repeat("x", limit)); a.status != http.StatusOK || a.body != "131072\n" {
+		t.Errorf("%d %.200q %v", a.status, a.body, a.err)
+	}
+	for _, value := range []string{strings.Repeat("x", limit+1), strings.Repeat("'", limit/3+1)} {
+		if a := length(value); a.status == http.StatusOK || !strings.Contains(a.body, "Field value too long") {
+			t.Errorf("%d bytes: %d %.200q %v", len(value), a.status, a.body, a.err)
+		}
+	}
+}
+
 func TestHeaders(t *testing.T) {
 	t.Parallel()
 	a := call(t, http.MethodPost, strings.NewReader("SELECT number FROM numbers(10)"), nil, "query_id=my id", "default_format=JSON")

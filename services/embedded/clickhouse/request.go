@@ -19,6 +19,9 @@ const (
 	headSize = 1 << 20
 	// maxStatement bounds a statement without data, in bytes, whatever max_query_size says.
 	maxStatement = 64 << 20
+	// maxValue is ClickHouse's default of http_max_field_value_size: how long the value of a URL parameter may be as it stands in the
+	// URL, in bytes.
+	maxValue = 128 << 10
 )
 
 // request is one query as it came over HTTP.
@@ -52,6 +55,11 @@ var reservedParams = map[string]bool{
 var settingName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 func newRequest(r *http.Request) (*request, error) {
+	for pair := range strings.SplitSeq(r.URL.RawQuery, "&") {
+		if _, value, _ := strings.Cut(pair, "="); len(value) > maxValue {
+			return nil, raise(codePocoException, "POCO_EXCEPTION", "HTML Form Exception: Field value too long")
+		}
+	}
 	// Go refuses a bare semicolon in a query string, ClickHouse's clients may send one that ends a statement.
 	params, err := url.ParseQuery(strings.ReplaceAll(r.URL.RawQuery, ";", "%3B"))
 	if err != nil {
