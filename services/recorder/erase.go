@@ -2,6 +2,7 @@ package recorder
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"verbatim.dev/events"
@@ -26,14 +27,14 @@ func (r *Recorder) erase(ctx context.Context, facts []clickhouse.ArchivedEvent) 
 		return nil
 	}
 	err := retry.Until(ctx, r.logger, "erase deleted executions", func() error {
+		var late []string
 		if look {
-			late, err := r.archive.Deleted(ctx)
-			if err != nil {
+			var err error
+			if late, err = r.archive.Deleted(ctx); err != nil {
 				return err
 			}
-			ids = append(ids, late...)
 		}
-		return r.archive.EraseEvents(ctx, ids)
+		return r.archive.EraseEvents(ctx, slices.Concat(ids, late))
 	})
 	if err == nil && look {
 		r.looked = time.Now()

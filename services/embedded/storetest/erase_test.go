@@ -1,10 +1,13 @@
 package storetest
 
 import (
+	"slices"
 	"testing"
 
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
+	"verbatim.dev/projections/clickhouse"
 	"verbatim.dev/projections/execution"
+	"verbatim.dev/services/embedded/clickhouse/clickhousetest"
 )
 
 // Of an execution that was deleted only that is left, in every table; others are not touched.
@@ -50,5 +53,46 @@ func TestErase(t *testing.T) {
 	must(t, s.EraseRows(t.Context(), nil))
 	if err := s.EraseEvents(t.Context(), []string{"' OR 1=1 --"}); err == nil {
 		t.Error("something that is no id is erased")
+	}
+}
+
+// As many at once as a batch of the services may hold: their ids are more than one request takes.
+func TestEraseManyAtOnce(t *testing.T) {
+	t.Parallel()
+	dsn := clickhousetest.Database(t)
+	s := connect(t, dsn)
+	must(t, s.Migrate(t.Context()))
+	const many = 10_000
+	var ids []string
+	var archived []clickhouse.ArchivedEvent
+	var states []*execution.State
+	for n := range many {
+		f := factsOf(t, idAt(testTime.AddDate(0, 0, -n%3), n))
+		f.say(1, &executionv1.ProcessStarted{Pid: 1, Runner: "r1"})
+		before := f.state()
+		f.say(0, &executionv1.ExecutionDeleted{RequestedBy: "ann"})
+		ids, archived, states = append(ids, f.id), append(archived, f.all...), append(states, before, f.state())
+	}
+	stays := ended(t, many, 3)
+	must(t, s.InsertEvents(t.Context(), append(archived, stays.all...)))
+	must(t, s.InsertRows(t.Context(), append(states, stays.state())))
+	if left, err := s.Deleted(t.Context()); err != nil || len(left) != many {
+		t.Fatalf("%d deleted with events left: %v", len(left), err)
+	}
+	twice := append(slices.Clone(ids), ids...) // A batch has many of them twice.
+	must(t, s.EraseRows(t.Context(), twice))
+	must(t, s.EraseEvents(t.Context(), twice))
+	if left, err := s.Deleted(t.Context()); err != nil || len(left) != 0 {
+		t.Errorf("%d deleted with events left: %v", len(left), err)
+	}
+	for what, want := range map[string]int{
+		"executions WHERE status = 'deleted'": many, "executions WHERE status != 'deleted'": 1,
+		"events WHERE type LIKE '%Deleted%'": many, "events WHERE type NOT LIKE '%Deleted%'": len(stays.all),
+	} {
+		var got int
+		must(t, database(t, dsn).QueryRowContext(t.Context(), "SELECT toInt64(count()) FROM "+what).Scan(&got))
+		if got != want {
+			t.Errorf("%s: %d, want %d", what, got, want)
+		}
 	}
 }
