@@ -33,14 +33,36 @@ WHERE created_day >= {since:Date} AND (NOT sealed OR status = 'retrying')` + fin
 // an error nothing more comes.
 func (s *Store) OpenExecutions(ctx context.Context, since time.Time) iter.Seq2[OpenExecution, error] {
 	return func(yield func(OpenExecution, error) bool) {
-		if err := s.open(ctx, since, yield); err != nil && !errors.Is(err, errStopped) {
+		if err := s.open(ctx, openSQL, since, yield); err != nil && !errors.Is(err, errStopped) {
 			yield(OpenExecution{}, fmt.Errorf("read open executions: %w", err))
 		}
 	}
 }
 
-func (s *Store) open(ctx context.Context, since time.Time, yield func(OpenExecution, error) bool) (err error) {
-	rows, err := s.conn.Query(ctx, openSQL, clickhouse.Named("since", date(since.UTC())))
+// stillOpen is what can still be going on with an execution of any age: it has not ended, or it ended lately, or another attempt follows.
+// The many old ones that have no seal because there never was a process are not among them.
+const stillOpen = `(NOT sealed AND (status IN ('requested', 'prepared', 'running') OR ended_at >= {since:Date}) OR status = 'retrying')`
+
+// longOpenSQL first reads three small columns of the old days, without FINAL, and then merges the versions of what it found alone. That
+// leaves out nothing: the newest version is one of those that it looks at.
+const longOpenSQL = `SELECT execution_id, ifNull(attempt, 0), status, ifNull(runner, ''), prepared_at, retry_at
+FROM executions FINAL
+WHERE created_day < {since:Date} AND ` + stillOpen + ` AND (created_day, execution_id) IN (
+	SELECT created_day, execution_id FROM executions WHERE created_day < {since:Date} AND ` + stillOpen + `
+)` + final
+
+// LongOpenExecutions yields the open executions from before the day of a time: those that have not ended, that ended on that day or later without a
+// seal, or that another attempt follows. It looks at every row there is, so it is not for every minute. After an error nothing more comes.
+func (s *Store) LongOpenExecutions(ctx context.Context, before time.Time) iter.Seq2[OpenExecution, error] {
+	return func(yield func(OpenExecution, error) bool) {
+		if err := s.open(ctx, longOpenSQL, before, yield); err != nil && !errors.Is(err, errStopped) {
+			yield(OpenExecution{}, fmt.Errorf("read executions that are open for long: %w", err))
+		}
+	}
+}
+
+func (s *Store) open(ctx context.Context, query string, since time.Time, yield func(OpenExecution, error) bool) (err error) {
+	rows, err := s.conn.Query(ctx, query, clickhouse.Named("since", date(since.UTC())))
 	if err != nil {
 		return err
 	}

@@ -50,6 +50,48 @@ func TestOpenExecutions(t *testing.T) {
 	}
 }
 
+// What runs for long, or ended a short while ago after it did, is open however old it is. What never had a process is not.
+func TestLongOpenExecutions(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	before := testTime.Add(-9 * 24 * time.Hour)
+	running, exited, forgotten, sealed, refused := factsOf(t, idAt(before, 1)), factsOf(t, idAt(before, 2)), factsOf(t, idAt(before, 3)), factsOf(t, idAt(before, 4)), factsOf(t, idAt(before, 5))
+	retrying, recent := factsOf(t, idAt(before, 6)), factsOf(t, idAt(testTime, 7))
+	all := []*facts{running, exited, forgotten, sealed, refused, retrying, recent}
+	insert := func() {
+		var states []*execution.State
+		for _, f := range all {
+			states = append(states, f.state())
+		}
+		must(t, s.InsertRows(t.Context(), states))
+	}
+	for _, f := range all {
+		f.say(0, &executionv1.ExecutionRequested{Retry: &executionv1.RetryPolicy{Retries: 1, RetryOn: []executionv1.RetryOn{executionv1.RetryOn_RETRY_ON_LOST}}})
+		if f != refused {
+			f.say(1, &executionv1.ProcessStarted{Runner: "r1"})
+		}
+	}
+	insert() // An older version of each, in a part of its own.
+	exit := func(f *facts, at time.Time) {
+		f.say(1, &executionv1.ProcessExited{Status: &executionv1.ProcessExited_ExitCode{ExitCode: 1}, EndedAt: timestamppb.New(at)})
+	}
+	exit(exited, testTime)
+	exit(forgotten, before)
+	exit(sealed, testTime)
+	sealed.say(1, &executionv1.OutputSealed{})
+	refused.say(1, &executionv1.PreparationFailed{})
+	retrying.say(1, &executionv1.RunnerLost{Runner: "r1"})
+	insert()
+	got := map[string]string{}
+	for _, o := range collect(t, s.LongOpenExecutions(t.Context(), testTime.Add(-7*24*time.Hour))) {
+		got[o.ExecutionID] = o.Status
+	}
+	want := map[string]string{running.id: execution.StatusRunning, exited.id: execution.StatusFailed, retrying.id: execution.StatusRetrying}
+	if !maps.Equal(got, want) {
+		t.Errorf("open for long are %v, want %v", got, want)
+	}
+}
+
 // Stories have everything but the output, and know how far the output's numbers go. They are read in parts that fit into memory.
 func TestStories(t *testing.T) {
 	t.Parallel()

@@ -33,7 +33,8 @@ type Config struct {
 	Sweep time.Duration
 	// ScanInterval is the time between two looks at the rows. Default 1 min.
 	ScanInterval time.Duration
-	// Horizon is how old an execution may be to be looked for in the rows. Default 7 days, which is how long work stays in Kafka.
+	// Horizon is how old an execution may be to be looked for in the rows every ScanInterval. Default 7 days, which is how long work stays
+	// in Kafka. Older ones that still run are looked for when a partition is new.
 	Horizon time.Duration
 	// Clock is the system's by default.
 	Clock Clock

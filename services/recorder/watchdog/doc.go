@@ -9,7 +9,7 @@
 // # What it knows
 //
 //	log of facts ──► Observe ──► table: stage, runner and deadline of each open execution (about 100 bytes each)
-//	rows ──────────► scan ─────►   "    after a start, a rebalance, and every ScanInterval
+//	rows ──────────► scan ─────►   "    after a start, a rebalance, and every ScanInterval; older than Horizon only after the first two
 //	heartbeats ────► Beat ─────► runners: when heard, what they have
 //	                                │
 //	                          pass, every Sweep: what is overdue? ──► its story, from the archive ──► judge ──► publish

@@ -130,10 +130,18 @@ func (a *archive) Stories(_ context.Context, ids []string) iter.Seq2[*clickhouse
 	}
 }
 
-func (a *archive) OpenExecutions(context.Context, time.Time) iter.Seq2[clickhouse.OpenExecution, error] {
+func (a *archive) OpenExecutions(_ context.Context, since time.Time) iter.Seq2[clickhouse.OpenExecution, error] {
+	return a.open(func(id string) bool { return id >= events.FirstExecutionID(since) })
+}
+
+func (a *archive) LongOpenExecutions(_ context.Context, before time.Time) iter.Seq2[clickhouse.OpenExecution, error] {
+	return a.open(func(id string) bool { return id < events.FirstExecutionID(before) })
+}
+
+func (a *archive) open(wanted func(id string) bool) iter.Seq2[clickhouse.OpenExecution, error] {
 	return func(yield func(clickhouse.OpenExecution, error) bool) {
 		for _, r := range a.rows {
-			if !yield(r, nil) {
+			if wanted(r.ExecutionID) && !yield(r, nil) {
 				return
 			}
 		}

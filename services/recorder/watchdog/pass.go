@@ -3,6 +3,7 @@ package watchdog
 import (
 	"context"
 	"fmt"
+	"iter"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -11,6 +12,7 @@ import (
 	"verbatim.dev/events"
 	"verbatim.dev/events/codec"
 	"verbatim.dev/events/kafka"
+	"verbatim.dev/projections/clickhouse"
 )
 
 const (
@@ -20,6 +22,9 @@ const (
 	stall = 3 * time.Second
 	// stale is how old what a pass found out may be when it is acted on.
 	stale = 30 * time.Second
+	// longScan bounds the look at the rows of all days. It holds up a pass, after which every silence begins anew: even when it fails each
+	// ScanInterval, there is to be time between for a silence.
+	longScan = 10 * time.Second
 	// most bounds what one pass looks at; the rest is for the next ones.
 	most = 5_000
 )
@@ -241,8 +246,8 @@ func (w *Watchdog) replace(c candidate, v verdict) {
 // scan adds what rows say to be open and is not in the table.
 func (w *Watchdog) scan(ctx context.Context, now time.Duration) error {
 	w.mu.Lock()
-	wanted := w.scanSoon || now-w.scanned > w.c.ScanInterval
-	w.scanSoon = false
+	wanted, long := w.scanSoon || now-w.scanned > w.c.ScanInterval, w.longSoon
+	w.scanSoon, w.longSoon = false, false
 	w.mu.Unlock()
 	if !wanted {
 		return nil
@@ -251,14 +256,29 @@ func (w *Watchdog) scan(ctx context.Context, now time.Duration) error {
 	clear(w.unread)
 	ctx, cancel := context.WithTimeout(ctx, w.c.ScanInterval+stale)
 	defer cancel()
-	for o, err := range w.rows.OpenExecutions(ctx, w.c.Clock.Now().Add(-w.c.Horizon)) {
+	since := w.c.Clock.Now().Add(-w.c.Horizon)
+	err := w.enterAll(w.rows.OpenExecutions(ctx, since))
+	if err == nil && long {
+		reading, cancel := context.WithTimeout(ctx, longScan)
+		defer cancel()
+		err = w.enterAll(w.rows.LongOpenExecutions(reading, since))
+		long = err != nil
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.longSoon = w.longSoon || long
+	if err == nil {
+		w.forget(w.elapsed())
+	}
+	return err
+}
+
+func (w *Watchdog) enterAll(rows iter.Seq2[clickhouse.OpenExecution, error]) error {
+	for o, err := range rows {
 		if err != nil {
 			return err
 		}
 		w.enter(o)
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.forget(w.elapsed())
 	return nil
 }

@@ -24,6 +24,8 @@ type Archive interface {
 // Rows says which executions are open. It may be late.
 type Rows interface {
 	OpenExecutions(ctx context.Context, since time.Time) iter.Seq2[clickhouse.OpenExecution, error]
+	// LongOpenExecutions yields those from before, of which something is still expected however old they are. It costs more.
+	LongOpenExecutions(ctx context.Context, before time.Time) iter.Seq2[clickhouse.OpenExecution, error]
 }
 
 // Publisher writes messages to a topic. It returns nil only when every message is kept.
@@ -48,6 +50,8 @@ type Watchdog struct {
 	// base is since when silence counts.
 	base     time.Duration
 	scanSoon bool
+	// longSoon asks for the executions from before the horizon too. What is in the table once stays there, so that is for new partitions.
+	longSoon bool
 	// queues is how many partitions the queue of work has.
 	queues int
 
@@ -101,7 +105,7 @@ func (w *Watchdog) Owned(owned context.Context, partition int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.owned[partition] = &ownership{ctx: owned}
-	w.scanSoon = true
+	w.scanSoon, w.longSoon = true, true
 }
 
 // owns says whether a partition is this recorder's now.

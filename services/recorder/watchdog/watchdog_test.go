@@ -162,6 +162,22 @@ func TestAStart(t *testing.T) {
 	}
 }
 
+// What runs for longer than the rows are looked at every minute is known after a start all the same.
+func TestAStartAfterLong(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	w := s.watch(true)
+	id := events.FirstExecutionID(s.clock.Now().Add(-8 * 24 * time.Hour))
+	s.request(id, nil)
+	s.prepare(id, 1)
+	s.runner(id, 1, started)
+	s.passes(w)
+	s.archive.rows = []clickhouse.OpenExecution{{ExecutionID: id, Attempt: 1, Status: execution.StatusRunning, Runner: "r1"}}
+	w.restart()
+	s.later(w, silence)
+	s.wantSaid(w, id, "RunnerLost")
+}
+
 // Whoever acts in the same moment says the same.
 func TestTwoActAtOnce(t *testing.T) {
 	t.Parallel()
@@ -216,7 +232,7 @@ func (w *Watchdog) restart() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	clear(w.open)
-	w.scanSoon = true
+	w.scanSoon, w.longSoon = true, true
 }
 
 func (w *Watchdog) watches(id string) bool {
