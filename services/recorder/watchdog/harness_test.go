@@ -13,6 +13,9 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -275,6 +278,44 @@ func (s *theatre) prepare(id string, attempt uint32) {
 	})
 }
 
+// requestLarge writes a request that only another producer's limit admits.
+func (s *theatre) requestLarge(id string) {
+	s.Helper()
+	c := command(nil)
+	c.Stdin = make([]byte, kafka.DefaultMaxMessageBytes)
+	e, err := events.Producer{Name: "ci", Source: "/ci"}.Event(id, 0, 1, time.Now(), c)
+	s.must(err)
+	m, err := codec.ToMessage(e)
+	s.must(err)
+	p, err := kafka.NewPublisher(s.kafka, kafka.PublisherOptions{MaxMessageBytes: 2 * kafka.DefaultMaxMessageBytes})
+	s.must(err)
+	s.must(p.PublishContext(s.Context(), events.TopicRequests, m))
+	s.must(p.Close())
+}
+
+// forgetRequests lets the broker remove requests up to these offsets, as it does when they are old.
+func (s *theatre) forgetRequests(ends map[int]int64) {
+	s.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.broker.Addr()))
+	s.must(err)
+	defer client.Close()
+	req := kmsg.NewPtrDeleteRecordsRequest()
+	req.TimeoutMillis = 5000
+	topic := kmsg.NewDeleteRecordsRequestTopic()
+	topic.Topic = events.TopicRequests
+	for partition, end := range ends {
+		p := kmsg.NewDeleteRecordsRequestTopicPartition()
+		p.Partition, p.Offset = int32(partition), end
+		topic.Partitions = append(topic.Partitions, p)
+	}
+	req.Topics = append(req.Topics, topic)
+	res, err := req.RequestWith(s.Context(), client)
+	s.must(err)
+	for _, p := range res.Topics[0].Partitions {
+		s.must(kerr.ErrorForCode(p.ErrorCode))
+	}
+}
+
 // runner says facts of an attempt as the runner r1.
 func (s *theatre) runner(id string, attempt uint32, data ...proto.Message) {
 	s.Helper()
@@ -296,10 +337,15 @@ func (s *theatre) beat(ids ...string) {
 // claim commits as a runner does that takes these, until nothing else is left before the next one in the queue.
 func (s *theatre) claim(runner string, ids ...string) {
 	s.Helper()
-	sub, err := kafka.NewSubscriber(s.kafka, kafka.SubscriberOptions{Group: "runner", MaxInFlight: 1, CommitMetadata: runner})
+	s.take(events.TopicWork, kafka.SubscriberOptions{Group: "runner", MaxInFlight: 1, CommitMetadata: runner}, ids...)
+}
+
+func (s *theatre) take(topic string, o kafka.SubscriberOptions, ids ...string) {
+	s.Helper()
+	sub, err := kafka.NewSubscriber(s.kafka, o)
 	s.must(err)
 	defer func() { s.must(sub.Close()) }()
-	in, err := sub.Subscribe(s.Context(), events.TopicWork)
+	in, err := sub.Subscribe(s.Context(), topic)
 	s.must(err)
 	for left := len(ids); left > 0; {
 		m := <-in

@@ -2,6 +2,7 @@ package watchdog
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"verbatim.dev/events/codec"
 	"verbatim.dev/events/kafka"
 	"verbatim.dev/projections/clickhouse"
+	"verbatim.dev/services/internal/failure"
 )
 
 const (
@@ -202,7 +204,15 @@ func (w *Watchdog) execute(ctx context.Context, began time.Duration, c candidate
 		if w.elapsed()-began > stale {
 			return fmt.Errorf("a pass took longer than %s, what it found is looked at again", stale)
 		}
-		if err := w.publish(ctx, v.topic, v.event); err != nil {
+		err := w.publish(ctx, v.topic, v.event)
+		if failure.IsPermanent(err) { // A next attempt, of a request that fits only just. Nobody else is to suffer from it.
+			w.c.Logger.ErrorContext(ctx, "the watchdog cannot say it, and leaves the execution alone", "what", v.said, "execution", v.event.Subject, "attempt", v.event.Attempt, "error", err)
+			v = verdict{keep: true, next: c.o}
+			v.next.stage = idle
+			w.replace(c, v)
+			return nil
+		}
+		if err != nil {
 			return err
 		}
 		w.metrics.said.WithLabelValues(v.said).Inc()
@@ -212,21 +222,26 @@ func (w *Watchdog) execute(ctx context.Context, began time.Duration, c candidate
 	return nil
 }
 
+// publish writes events of one topic. Its error is permanent (package failure) when an event is not fit for the topic.
 func (w *Watchdog) publish(ctx context.Context, topic string, es ...events.Event) error {
 	var ms []*message.Message
 	for _, e := range es {
 		m, err := codec.ToMessage(e)
 		if err != nil {
-			return fmt.Errorf("encode %s: %w", e.ID, err)
+			return failure.Permanent(fmt.Errorf("encode %s: %w", e.ID, err))
 		}
 		ms = append(ms, m)
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	if err := w.publisher.PublishContext(ctx, topic, ms...); err != nil {
-		return fmt.Errorf("publish %s: %w", es[0].ID, err)
+	err := w.publisher.PublishContext(ctx, topic, ms...)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, kafka.ErrTooLarge):
+		return failure.Permanent(fmt.Errorf("publish %s: %w", es[0].ID, err))
 	}
-	return nil
+	return fmt.Errorf("publish %s: %w", es[0].ID, err)
 }
 
 // replace changes an entry, unless something was heard since it was looked at.

@@ -9,6 +9,7 @@ import (
 	"verbatim.dev/events/codec"
 	"verbatim.dev/events/kafka"
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
+	"verbatim.dev/services/internal/failure"
 )
 
 // preparers is the service whose offsets say which requests were prepared.
@@ -27,31 +28,41 @@ func (w *Watchdog) unprepared(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	firsts, err := w.admin.FirstOffsets(asking, events.TopicRequests)
+	if err != nil {
+		return err
+	}
 	for partition, end := range ends {
-		from := max(done[partition], w.unread[partition])
-		if from >= end {
+		// What was committed may be gone, when preparers were away for longer than requests are kept.
+		from := max(done[partition], w.unread[partition], firsts[partition])
+		if from >= end || w.elapsed() < w.aside[partition] {
 			continue
 		}
-		if w.unread[partition], err = w.readRequests(ctx, partition, from, end); err != nil {
-			return err
+		next, err := w.readRequests(ctx, partition, from, end)
+		w.unread[partition] = next
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil && next == from {
+			w.setAside(ctx, partition, err)
 		}
 	}
 	return nil
 }
 
+// setAside leaves a partition of requests alone for a while. Others must not suffer from it: a pass that fails, or takes long, begins
+// everybody's silence anew. So there are many silences between two tries.
+func (w *Watchdog) setAside(ctx context.Context, partition int, err error) {
+	const silences = 10
+	pause := max(w.c.ScanInterval, silences*w.c.Silence())
+	w.aside[partition] = w.elapsed() + pause
+	w.c.Logger.WarnContext(ctx, "the watchdog cannot close requests that nobody prepared, it tries again later", "partition", partition, "pause", pause, "error", err)
+}
+
 // readRequests closes what is overdue in [from, end) of a partition, and returns where to go on.
 func (w *Watchdog) readRequests(ctx context.Context, partition int, from, end int64) (int64, error) {
-	ctx, cancel := context.WithTimeout(ctx, stale)
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	if from == 0 { // There is no commit yet, and the beginning may be gone.
-		firsts, err := w.admin.FirstOffsets(ctx, events.TopicRequests)
-		if err != nil {
-			return from, err
-		}
-		if from = firsts[partition]; from >= end {
-			return from, nil
-		}
-	}
 	reader, err := kafka.NewPartitionReader(w.c.Kafka, events.TopicRequests, partition, from)
 	if err != nil {
 		return from, err
@@ -111,7 +122,15 @@ func (w *Watchdog) refuse(ctx context.Context, record *kafka.Record) (bool, erro
 		return true, nil //nolint:nilerr // It cannot fail for what was decoded.
 	}
 	failed.Traceparent = e.Traceparent
-	if err := w.publish(ctx, events.TopicExecutions, append(facts, failed)...); err != nil {
+	err = w.publish(ctx, events.TopicExecutions, append(facts, failed)...)
+	if failure.IsPermanent(err) { // The request does not fit into the log. That it failed does.
+		err = w.publish(ctx, events.TopicExecutions, failed)
+	}
+	if failure.IsPermanent(err) {
+		w.c.Logger.ErrorContext(ctx, "the watchdog cannot say that nobody prepared it", "execution", e.Subject, "attempt", attempt, "error", err)
+		return true, nil
+	}
+	if err != nil {
 		return false, err
 	}
 	w.metrics.said.WithLabelValues("preparation expired").Inc()

@@ -61,8 +61,9 @@ type Watchdog struct {
 	passed    time.Duration
 	scanned   time.Duration
 	complains bool
-	unread    map[int]int64 // Where in the requests to go on, by partition.
-	searched  time.Duration // When the queue of work was last searched.
+	unread    map[int]int64         // Where in the requests to go on, by partition.
+	aside     map[int]time.Duration // Until when to leave requests alone, by partition.
+	searched  time.Duration         // When the queue of work was last searched.
 
 	stop    context.CancelFunc
 	running sync.WaitGroup
@@ -85,7 +86,7 @@ func New(c Config, a Archive, r Rows, p Publisher) (*Watchdog, error) {
 	c = c.withDefaults()
 	w := &Watchdog{
 		c: c, archive: a, rows: r, publisher: p, began: c.Clock.Now(),
-		owned: map[int]*ownership{}, open: map[uuid.UUID]entry{}, runners: map[string]*runner{}, unread: map[int]int64{},
+		owned: map[int]*ownership{}, open: map[uuid.UUID]entry{}, runners: map[string]*runner{}, unread: map[int]int64{}, aside: map[int]time.Duration{},
 	}
 	var err error
 	if w.metrics, err = newMetrics(c.Registry); err != nil {
