@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"context"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,6 +20,8 @@ const (
 	HeaderDeadLetterTime      = "deadletter_time"
 	HeaderDeadLetterGroup     = "deadletter_group"
 	HeaderDeadLetterReason    = "deadletter_reason"
+	// HeaderDeadLetterLeftOut is how many bytes of the record are not in a dead letter that would be too large with them (LeaveOut).
+	HeaderDeadLetterLeftOut = "deadletter_left_out"
 )
 
 // MaxReasonBytes bounds the reason in a dead letter.
@@ -68,8 +71,36 @@ func DeadLetter(msg *message.Message, group string, cause error) *message.Messag
 		letter.Metadata[h.Key] = string(h.Value)
 	}
 	all := append(append(make([]Header, 0, len(headers)+len(added)), headers...), added...)
-	letter.SetContext(WithRecord(context.WithoutCancel(msg.Context()), key, all))
+	letter.SetContext(context.WithValue(context.WithoutCancel(msg.Context()), exactKey{}, &exact{key: key, headers: all, own: len(headers)}))
 	return letter
+}
+
+// maxShort bounds the record's own key and headers in a dead letter without its value, in bytes each.
+const maxShort = 64 << 10
+
+// LeaveOut returns a dead letter (DeadLetter) without the record's value, for one that is too large for its topic (ErrTooLarge). Key and headers go
+// too when they are large. A header says how many bytes of the record are left out; what was added to it stays.
+func LeaveOut(letter *message.Message) *message.Message {
+	x, ok := exactFromContext(letter.Context())
+	if !ok {
+		x = &exact{}
+	}
+	key, left := x.key, len(letter.Payload)
+	own, added := x.headers[:x.own], x.headers[x.own:]
+	if len(key) > maxShort {
+		key, left = nil, left+len(key)
+	}
+	size := 0
+	for _, h := range own {
+		size += len(h.Key) + len(h.Value)
+	}
+	if size > maxShort {
+		own, left = nil, left+size
+	}
+	short := message.NewMessage(letter.UUID, nil)
+	headers := append(slices.Concat(own, added), Header{Key: HeaderDeadLetterLeftOut, Value: []byte(strconv.Itoa(left))})
+	short.SetContext(WithRecord(letter.Context(), key, headers))
+	return short
 }
 
 // oneLine makes s valid UTF-8 without control characters, at most limit bytes.

@@ -154,6 +154,8 @@ func Stopping(ctx context.Context) <-chan struct{} {
 type exact struct {
 	key     []byte
 	headers []Header
+	// own is how many of the headers a dead letter's record had itself.
+	own int
 }
 
 // WithRecord makes Publish write exactly this key (nil: none) and these headers for a message with this

@@ -57,6 +57,7 @@ type letterJSON struct {
 	Key       []byte       `json:"key"`
 	Headers   []headerJSON `json:"headers"`
 	Value     []byte       `json:"value"`
+	LeftOut   int64        `json:"left_out_bytes,omitempty"`
 }
 
 type headerJSON struct {
@@ -65,7 +66,7 @@ type headerJSON struct {
 }
 
 func toJSON(l deadletter.Letter) letterJSON {
-	j := letterJSON{ID: l.ID.String(), Topic: l.Topic, Partition: l.Partition, Offset: l.Offset, Group: l.Group, Reason: l.Reason, Key: l.Key, Value: l.Value, Headers: []headerJSON{}}
+	j := letterJSON{ID: l.ID.String(), Topic: l.Topic, Partition: l.Partition, Offset: l.Offset, Group: l.Group, Reason: l.Reason, Key: l.Key, Value: l.Value, Headers: []headerJSON{}, LeftOut: l.LeftOut}
 	if !l.Time.IsZero() {
 		j.Time = &l.Time
 	}
@@ -152,6 +153,9 @@ func showLetter(w io.Writer, l deadletter.Letter) error {
 	for _, h := range l.Headers {
 		fmt.Fprintf(table, "header %s\t%s\n", printable([]byte(h.Key)), printable(h.Value))
 	}
+	if l.LeftOut > 0 {
+		fmt.Fprintf(table, "left out\t%d bytes: too large to be kept\n", l.LeftOut)
+	}
 	fmt.Fprintf(table, "value\t%d bytes: %s\n", len(l.Value), printable(l.Value))
 	return table.Flush()
 }
@@ -204,6 +208,10 @@ func (c *deadletterRedrive) Run(ctx context.Context, s *session) error {
 		for l, err := range c.letters(ctx, config) {
 			if err != nil {
 				return err
+			}
+			if c.All && l.LeftOut > 0 {
+				fmt.Fprintf(s.stderr, "%s\tis not whole, and stays\n", l.ID)
+				continue
 			}
 			if !c.DryRun {
 				if err := deadletter.Redrive(ctx, p, l); err != nil {

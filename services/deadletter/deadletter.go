@@ -60,6 +60,9 @@ type Letter struct {
 	Key     []byte
 	Headers []kafka.Header
 	Value   []byte
+	// LeftOut is how many bytes of the record are not here, because the dead letter would have been too large: the value, and maybe key
+	// and headers.
+	LeftOut int64
 }
 
 // own are the headers that were added to the record.
@@ -72,6 +75,10 @@ var own = []string{
 // may have had some of that name itself, when it was a dead letter before.
 func letterOf(r kafka.Record) Letter {
 	l := Letter{ID: ID{r.Partition, r.Offset}, Partition: -1, Offset: -1, Key: r.Key, Value: r.Value, Headers: slices.Clone(r.Headers)}
+	if n := len(l.Headers) - 1; n >= 0 && l.Headers[n].Key == kafka.HeaderDeadLetterLeftOut { // It stands behind the others.
+		l.LeftOut, _ = strconv.ParseInt(string(l.Headers[n].Value), 10, 64)
+		l.Headers = l.Headers[:n]
+	}
 	added := map[string]string{}
 	for _, name := range own {
 		for i := len(l.Headers) - 1; i >= 0; i-- {
@@ -183,11 +190,14 @@ type Publisher interface {
 	PublishContext(ctx context.Context, topic string, msgs ...*message.Message) error
 }
 
-// Redrive publishes the record to the topic it came from, as it was.
+// Redrive publishes the record to the topic it came from, as it was. One of which something is left out is an error.
 func Redrive(ctx context.Context, p Publisher, l Letter) error {
 	known := slices.ContainsFunc(events.Topics(), func(t events.Topic) bool { return t.Name == l.Topic })
 	if !known || l.Topic == events.TopicDeadletter {
 		return fmt.Errorf("dead letter %s came from %q, which is no topic to send it back to", l.ID, l.Topic)
+	}
+	if l.LeftOut > 0 {
+		return fmt.Errorf("dead letter %s was too large to be kept whole: %d bytes are left out, so it cannot be sent back", l.ID, l.LeftOut)
 	}
 	m := message.NewMessage(l.ID.String(), l.Value)
 	m.SetContext(kafka.WithRecord(ctx, l.Key, l.Headers))

@@ -64,6 +64,19 @@ func TestWhatSomebodyElseWroteIsShown(t *testing.T) {
 	}
 }
 
+// What the record had is gone, so what is left is not sent back as if it were the record.
+func TestALetterWithoutItsValueIsNotSentBack(t *testing.T) {
+	t.Parallel()
+	l := letterOf(kafka.Record{Headers: []kafka.Header{header("x", "y"), header(kafka.HeaderDeadLetterTopic, events.TopicWork), header(kafka.HeaderDeadLetterLeftOut, "12")}})
+	if l.LeftOut != 12 || len(l.Headers) != 1 {
+		t.Errorf("%+v", l)
+	}
+	var none publisher
+	if err := Redrive(t.Context(), &none, l); err == nil || none != 0 || !strings.Contains(err.Error(), "12 bytes") {
+		t.Errorf("%d sent, %v", none, err)
+	}
+}
+
 type publisher int
 
 func (p *publisher) PublishContext(_ context.Context, _ string, msgs ...*message.Message) error {

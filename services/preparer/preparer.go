@@ -11,10 +11,13 @@
 //
 // A RetryRequested gives the Prepared of a further attempt in the same way; it is itself no fact.
 //
+// A request that does not fit into the log, as it is or as a Prepared, is dead-lettered, and only PreparationFailed is written.
+//
 // A request that waited for too long is refused: others have said by then that it failed, and somebody may have asked again.
 package preparer
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -141,7 +144,11 @@ func (p *Preparer) prepare(ctx context.Context, request events.Event, asked *exe
 		return failure.Permanent(err)
 	}
 	if err := p.publisher.PublishContext(ctx, events.TopicExecutions, append(facts, nextFact)...); err != nil {
-		return fmt.Errorf("publish facts of %s: %w", request.Subject, err)
+		err = failure.Publishing(fmt.Errorf("publish facts of %s: %w", request.Subject, err))
+		if failure.IsPermanent(err) {
+			return cmp.Or(p.tooLarge(ctx, next), err)
+		}
+		return err
 	}
 	if failed != nil {
 		p.logger.InfoContext(ctx, "preparation failed", "execution_id", request.Subject, "reason", failed.GetReason().String())
@@ -152,7 +159,28 @@ func (p *Preparer) prepare(ctx context.Context, request events.Event, asked *exe
 		return failure.Permanent(err)
 	}
 	if err := p.publisher.PublishContext(ctx, events.TopicWork, work); err != nil {
-		return fmt.Errorf("publish work of %s: %w", request.Subject, err)
+		return failure.Publishing(fmt.Errorf("publish work of %s: %w", request.Subject, err))
+	}
+	return nil
+}
+
+// tooLarge says in the place of an outcome that it, or the request, does not fit into the log. Nobody else would say how the execution ended:
+// the request is a dead letter.
+func (p *Preparer) tooLarge(ctx context.Context, outcome events.Event) error {
+	failed, err := p.producer.Event(outcome.Subject, outcome.Attempt, outcome.Sequence, outcome.Time, &executionv1.PreparationFailed{
+		Reason:  executionv1.PreparationFailureReason_PREPARATION_FAILURE_REASON_INVALID_PARAMETERS,
+		Message: fmt.Sprintf("the request is too large: a record has at most %d bytes", events.MaxRecordBytes),
+	})
+	if err != nil {
+		return failure.Permanent(err)
+	}
+	failed.Traceparent = outcome.Traceparent
+	fact, err := codec.ToMessage(failed)
+	if err != nil {
+		return failure.Permanent(err)
+	}
+	if err := p.publisher.PublishContext(ctx, events.TopicExecutions, fact); err != nil {
+		return failure.Publishing(fmt.Errorf("publish that %s failed: %w", outcome.Subject, err))
 	}
 	return nil
 }

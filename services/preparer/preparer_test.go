@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"maps"
@@ -19,6 +20,7 @@ import (
 	"verbatim.dev/events"
 	"verbatim.dev/events/codec"
 	"verbatim.dev/events/eventstest"
+	"verbatim.dev/events/kafka"
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
 	"verbatim.dev/services/internal/failure"
 	"verbatim.dev/services/preparer"
@@ -30,11 +32,17 @@ type log struct {
 	messages []*message.Message
 	calls    int
 	failFrom int
+	limit    int // No payload may have more bytes, when it is not 0.
 }
 
 func (l *log) PublishContext(_ context.Context, topic string, msgs ...*message.Message) error {
 	if l.calls++; l.failFrom > 0 && l.calls >= l.failFrom {
 		return errors.New("no broker")
+	}
+	for _, m := range msgs {
+		if l.limit > 0 && len(m.Payload) > l.limit {
+			return fmt.Errorf("%w: %d bytes", kafka.ErrTooLarge, len(m.Payload))
+		}
 	}
 	for _, m := range msgs {
 		l.topics, l.messages = append(l.topics, topic), append(l.messages, m)
@@ -170,6 +178,29 @@ func TestWhatCannotBePreparedIsAFact(t *testing.T) {
 		if failed, ok := e.Data.(*executionv1.PreparationFailed); !ok || !strings.Contains(failed.GetMessage(), says) {
 			t.Errorf("%v does not say %q", e.Data, says)
 		}
+	}
+}
+
+// What does not fit into the log never will: the request is a dead letter, and that it failed is a fact.
+func TestARequestThatIsTooLarge(t *testing.T) {
+	t.Parallel()
+	l := log{limit: 1000}
+	if err := handle(t, &l, request(t, command("echo", strings.Repeat("x", 1000)))); !failure.IsPermanent(err) {
+		t.Errorf("it is tried again after %v", err)
+	}
+	if len(l.messages) != 1 || l.topics[0] != events.TopicExecutions {
+		t.Fatalf("published to %v", l.topics)
+	}
+	e, err := codec.FromMessage(l.messages[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if failed, ok := e.Data.(*executionv1.PreparationFailed); !ok || !strings.Contains(failed.GetMessage(), "too large") || e.Attempt != 1 {
+		t.Errorf("it is said that %v", e.Data)
+	}
+	away := log{limit: 1000, failFrom: 2}
+	if err := handle(t, &away, request(t, command("echo", strings.Repeat("x", 1000)))); err == nil || failure.IsPermanent(err) {
+		t.Errorf("a broker that is away meanwhile: %v", err)
 	}
 }
 

@@ -134,7 +134,7 @@ func (r *Recorder) move(m *message.Message, e events.Event) error {
 		return failure.Permanent(err)
 	}
 	if err := r.publisher.PublishContext(m.Context(), events.TopicExecutions, again); err != nil {
-		return fmt.Errorf("publish fact %s where it belongs: %w", e.ID, err)
+		return failure.Publishing(fmt.Errorf("publish fact %s where it belongs: %w", e.ID, err))
 	}
 	return nil
 }

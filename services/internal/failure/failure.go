@@ -7,7 +7,11 @@
 // An error is transient unless it says otherwise.
 package failure
 
-import "errors"
+import (
+	"errors"
+
+	"verbatim.dev/events/kafka"
+)
 
 // Permanent marks an error as one that trying again cannot cure. It reads and unwraps like err itself.
 // Permanent(nil) is nil.
@@ -16,6 +20,15 @@ func Permanent(err error) error {
 		return nil
 	}
 	return &permanent{err: err}
+}
+
+// Publishing marks the error of a publisher as permanent when a message is too large, which it is in every try. Everything else that keeps a
+// message from the broker passes. Publishing(nil) is nil.
+func Publishing(err error) error {
+	if errors.Is(err, kafka.ErrTooLarge) {
+		return Permanent(err)
+	}
+	return err
 }
 
 // IsPermanent reports whether err, or an error that it wraps, was marked with Permanent.

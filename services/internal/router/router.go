@@ -11,7 +11,7 @@
 // A store that is down therefore pauses the partition and dead-letters nothing. When the service stops, or the
 // partition is lost, a failing message is given back (Nack) and delivered again later, to whoever owns it then.
 // A dead letter that cannot be written is tried again too: no message is acknowledged without having been
-// handled or kept.
+// handled or kept. One that is too large for its topic is written without the value, and says so.
 //
 // A message that its handler claimed (kafka.CommitSync) is delivered once. So it is not tried
 // again either: its failure, of whatever kind, is dead-lettered, so that it is seen.
@@ -162,7 +162,13 @@ func (f *frame) deadLetter(m *message.Message, cause error) error {
 		defer stop()
 	}
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		return struct{}{}, f.publish(ctx, kafka.DeadLetter(m, f.Name, cause))
+		letter := kafka.DeadLetter(m, f.Name, cause)
+		err := f.publish(ctx, letter)
+		if errors.Is(err, kafka.ErrTooLarge) {
+			f.Logger.ErrorContext(ctx, "dead letter is too large, it is written without the value", f.about(m, "error", err)...)
+			err = f.publish(ctx, kafka.LeaveOut(letter))
+		}
+		return struct{}{}, err
 	}, f.pauses()...)
 	return err
 }

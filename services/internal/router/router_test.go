@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -56,13 +57,19 @@ func (l *lockedBuffer) String() string {
 
 func newStage(t *testing.T, deadLetters func(message.Publisher) message.Publisher, handle message.NoPublishHandlerFunc) *stage {
 	t.Helper()
+	return newStageWith(t, nil, deadLetters, handle)
+}
+
+// newStageWith has a topic of dead letters with these settings.
+func newStageWith(t *testing.T, letterTopic map[string]string, deadLetters func(message.Publisher) message.Publisher, handle message.NoPublishHandlerFunc) *stage {
+	t.Helper()
 	server, err := embedded.Start(t.Context(), embedded.Config{Addr: "127.0.0.1:0", DataDir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = server.Stop(context.Background()) })
 	s := &stage{t: t, config: kafka.Config{Brokers: []string{server.Addr()}}, registry: prometheus.NewRegistry(), done: make(chan error, 1)}
-	if err := kafka.EnsureTopics(t.Context(), s.config, []kafka.Topic{{Name: topic, Partitions: 1}, {Name: events.TopicDeadletter, Partitions: 1}}); err != nil {
+	if err := kafka.EnsureTopics(t.Context(), s.config, []kafka.Topic{{Name: topic, Partitions: 1}, {Name: events.TopicDeadletter, Partitions: 1, Config: letterTopic}}); err != nil {
 		t.Fatal(err)
 	}
 	if s.publisher, err = kafka.NewPublisher(s.config, kafka.PublisherOptions{}); err != nil {
@@ -273,6 +280,31 @@ func TestDeadLetterThatCannotBeWrittenIsTriedAgain(t *testing.T) {
 	}
 	if tries.Load() != 1 {
 		t.Errorf("handler ran %d times for one dead letter", tries.Load())
+	}
+}
+
+// A dead letter that the broker finds too large says all but the value, and how much that was.
+func TestALargeDeadLetterIsWrittenWithoutItsValue(t *testing.T) {
+	t.Parallel()
+	handled := make(chan struct{})
+	s := newStageWith(t, map[string]string{"max.message.bytes": "5000"}, nil, func(m *message.Message) error {
+		if m.UUID == "good" {
+			close(handled)
+			return nil
+		}
+		return failure.Permanent(errors.New("bad"))
+	})
+	large := make([]byte, 10_000)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(large) // It does not compress.
+	s.publish("large", string(large))
+	s.publish("good", "")
+	wait(t, handled)
+	letter := s.letter()
+	if letter.Value != nil || string(letter.Key) != "key" || header(letter, "ce_id") != "large" || header(letter, kafka.HeaderDeadLetterReason) != "bad" {
+		t.Errorf("dead letter of %d bytes with headers %v", len(letter.Value), letter.Headers)
+	}
+	if got := header(letter, kafka.HeaderDeadLetterLeftOut); got != "10000" {
+		t.Errorf("left out are %q bytes", got)
 	}
 }
 

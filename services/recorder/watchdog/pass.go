@@ -2,7 +2,6 @@ package watchdog
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"iter"
 	"time"
@@ -234,14 +233,10 @@ func (w *Watchdog) publish(ctx context.Context, topic string, es ...events.Event
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	err := w.publisher.PublishContext(ctx, topic, ms...)
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, kafka.ErrTooLarge):
-		return failure.Permanent(fmt.Errorf("publish %s: %w", es[0].ID, err))
+	if err := w.publisher.PublishContext(ctx, topic, ms...); err != nil {
+		return failure.Publishing(fmt.Errorf("publish %s: %w", es[0].ID, err))
 	}
-	return fmt.Errorf("publish %s: %w", es[0].ID, err)
+	return nil
 }
 
 // replace changes an entry, unless something was heard since it was looked at.
