@@ -54,46 +54,46 @@ type attempt struct {
 	streams [streamCount]stream
 }
 
-// fold joins a fact. It is false when not everything of it is kept.
-func (a *attempt) fold(data proto.Message, from origin, at time.Time, waiting *int) (kept bool) {
+// fold joins a fact and says whether that changed anything. kept is false when not everything of it is.
+func (a *attempt) fold(data proto.Message, from origin, at time.Time, waiting *int) (changed, kept bool) {
+	kept = true
 	switch d := data.(type) {
 	case *executionv1.Prepared:
-		a.prepared.join(fact[*executionv1.Prepared]{from, at, trimPrepared(d)})
+		changed = a.prepared.join(fact[*executionv1.Prepared]{from, at, trimPrepared(d)})
 	case *executionv1.PreparationFailed:
-		a.preparationFailed.join(fact[*executionv1.PreparationFailed]{from, at, &executionv1.PreparationFailed{Reason: d.GetReason(), Message: clip(d.GetMessage())}})
+		changed = a.preparationFailed.join(fact[*executionv1.PreparationFailed]{from, at, &executionv1.PreparationFailed{Reason: d.GetReason(), Message: clip(d.GetMessage())}})
 	case *executionv1.ProcessStarted:
-		a.started.join(fact[*executionv1.ProcessStarted]{from, at, d})
+		changed = a.started.join(fact[*executionv1.ProcessStarted]{from, at, d})
 	case *executionv1.StartFailed:
 		t := &executionv1.StartFailed{Reason: d.GetReason(), Message: clip(d.GetMessage()), Errno: d.GetErrno(), Host: d.GetHost(), Runner: d.GetRunner()}
-		a.startFailed.join(fact[*executionv1.StartFailed]{from, at, t})
+		changed = a.startFailed.join(fact[*executionv1.StartFailed]{from, at, t})
 	case *executionv1.StdinWriteFailed:
 		t := &executionv1.StdinWriteFailed{AcceptedBytes: d.GetAcceptedBytes(), OfferedBytes: d.GetOfferedBytes(), Cause: clip(d.GetCause())}
-		a.stdinFailed.join(fact[*executionv1.StdinWriteFailed]{from, at, t})
+		changed = a.stdinFailed.join(fact[*executionv1.StdinWriteFailed]{from, at, t})
 	case *executionv1.OutputReadFailed:
 		t := &executionv1.OutputReadFailed{Stream: d.GetStream(), Offset: d.GetOffset(), Cause: clip(d.GetCause())}
-		a.readFailures.join(fact[*executionv1.OutputReadFailed]{from, at, t})
+		changed = a.readFailures.join(fact[*executionv1.OutputReadFailed]{from, at, t})
 	case *executionv1.TerminationStarted:
 		t := &executionv1.TerminationStarted{Cause: d.GetCause(), RequestedBy: clip(d.GetRequestedBy()), Message: clip(d.GetMessage()), Signals: d.GetSignals()[:min(len(d.GetSignals()), maxLog)]}
-		a.terminations.join(fact[*executionv1.TerminationStarted]{from, at, t})
+		changed = a.terminations.join(fact[*executionv1.TerminationStarted]{from, at, t})
 	case *executionv1.ProcessExited:
-		a.exited.join(fact[*executionv1.ProcessExited]{from, at, d})
+		changed = a.exited.join(fact[*executionv1.ProcessExited]{from, at, d})
 	case *executionv1.WaitFailed:
 		t := &executionv1.WaitFailed{Cause: clip(d.GetCause()), Errno: d.GetErrno(), FailedAt: d.GetFailedAt()}
-		a.waitFailed.join(fact[*executionv1.WaitFailed]{from, at, t})
+		changed = a.waitFailed.join(fact[*executionv1.WaitFailed]{from, at, t})
 	case *executionv1.OutputSealed:
-		whole := a.seals.joinUpTo(fact[*executionv1.OutputSealed]{from, at, d}, maxSeals)
+		changed, kept = a.seals.joinUpTo(fact[*executionv1.OutputSealed]{from, at, d}, maxSeals)
 		a.seal(waiting)
-		return whole
 	case *executionv1.OutputRecorded:
-		a.recorded.joinLatest(fact[*executionv1.OutputRecorded]{from, at, trimRecorded(d)})
+		changed = a.recorded.joinLatest(fact[*executionv1.OutputRecorded]{from, at, trimRecorded(d)})
 	case *executionv1.RunnerLost:
-		a.lost.joinLatest(fact[*executionv1.RunnerLost]{from, at, d})
+		changed = a.lost.joinLatest(fact[*executionv1.RunnerLost]{from, at, d})
 	case *executionv1.RunnerReturned:
-		a.returned.joinLatest(fact[*executionv1.RunnerReturned]{from, at, d})
+		changed = a.returned.joinLatest(fact[*executionv1.RunnerReturned]{from, at, d})
 	case *executionv1.RetryScheduled:
-		a.retry.joinLatest(fact[*executionv1.RetryScheduled]{from, at, d})
+		changed = a.retry.joinLatest(fact[*executionv1.RetryScheduled]{from, at, d})
 	}
-	return true
+	return changed, kept
 }
 
 // seal tells the streams which ranges will never come, so that their digests can go on behind them.

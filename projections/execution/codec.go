@@ -19,9 +19,9 @@ import (
 //
 // The first and last bytes of a stream mostly stand in the row's preview too. Then they are not written a second time: a
 // window says where in the preview its bytes are (see beside.go). Form 1 had the bytes always; forms 1 and 2 have no RunnerReturned and no
-// RetryScheduled, forms 1 to 3 one seal alone.
+// RetryScheduled, forms 1 to 3 one seal alone, forms 1 to 4 no changes.
 const (
-	formatVersion = 4
+	formatVersion = 5
 	oldestVersion = 1
 )
 

@@ -35,7 +35,9 @@
 // digest is not verified (digest match and complete are NULL, never true) until the row is rebuilt from the
 // archive in order. In detail kept are the keptAttempts highest attempts. A hostile or broken producer can meet
 // the other limits (ranges per set, producers, ids of a foreign form); the row then says so in
-// Contradictions, and its counts are lower bounds.
+// Contradictions, and its counts are lower bounds. What facts say past the limits is folded all the same, and each one that changes the
+// state counts in the Version, once: so the row that knows more always takes the place of the other. How many do depends on their order;
+// in Kafka, the archive and a file they have the same one.
 //
 // # What is proven
 //

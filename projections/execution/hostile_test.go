@@ -73,10 +73,14 @@ func TestManyForeignIDs(t *testing.T) {
 	want := Fold(testID, all)
 	rand.New(rand.NewPCG(1, 2)).Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	got := Fold(testID, all)
+	if got.Version < maxForeign || want.Version < maxForeign {
+		t.Fatal(got.Version, want.Version)
+	}
+	got.Version = want.Version // Beyond the limit it counts changes, and how many there are depends on the order.
 	if diff := cmp.Diff(rowJSON(t, want), rowJSON(t, got)); diff != "" {
 		t.Fatal(diff)
 	}
-	if got.Version != maxForeign || len(got.Contradictions) != 1 || got.Complete != nil {
+	if len(got.Contradictions) != 1 || got.Complete != nil {
 		t.Fatal(rowJSON(t, got))
 	}
 }

@@ -18,7 +18,7 @@ func (s *State) MarshalBinary() ([]byte, error) {
 }
 
 func (s *State) marshal(w *writer) ([]byte, error) {
-	if s.deleted.set {
+	if s.Deleted() {
 		return s.marshalDeleted(w), nil
 	}
 	w.uint(formatVersion)
@@ -28,6 +28,7 @@ func (s *State) marshal(w *writer) ([]byte, error) {
 	w.counts(s.others)
 	w.uint(s.unknown)
 	w.bool(s.limited)
+	w.uint(s.changes)
 	writeSlot(w, &s.requested)
 	writeSlot(w, &s.cancelled)
 	w.set(&s.numbers)
@@ -51,7 +52,7 @@ func load(b []byte, r *reader) (*State, error) {
 	}
 	r.b = body
 	r.form = r.uint()
-	if r.form == deletedFormat {
+	if r.form == deletedFormat || r.form == oneDeletedFormat {
 		return loadDeleted(r)
 	}
 	if r.form < oldestVersion || r.form > formatVersion {
@@ -63,6 +64,9 @@ func load(b []byte, r *reader) (*State, error) {
 	r.counts(s.others)
 	s.unknown = r.uint()
 	s.limited = r.bool()
+	if r.form >= 5 {
+		s.changes = r.uint()
+	}
 	readSlot(r, &s.requested)
 	readSlot(r, &s.cancelled)
 	r.set(&s.numbers)

@@ -140,7 +140,7 @@ type SentSignal struct {
 
 // Row works out the row. It changes nothing.
 func (s *State) Row() Row {
-	if s.deleted.set {
+	if s.Deleted() {
 		return s.deletedRow()
 	}
 	r := Row{

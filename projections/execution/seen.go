@@ -59,31 +59,32 @@ const (
 
 // Add says whether the fact is new. It is not sure when a limit is reached; then the fact may have been met before.
 func (s *Seen) Add(e events.Event) (added, sure bool) {
-	m, _ := s.add(e, false)
+	m, _, _ := s.add(e, false)
 	return m == metNew || m == metForeign, m != metUnsure
 }
 
 // Len is the number of distinct facts met, a lower bound once a limit was reached.
 func (s *Seen) Len() uint64 { return s.counted + uint64(len(s.foreign)) }
 
-// add also returns the source as a string that is shared by all facts of a producer.
-func (s *Seen) add(e events.Event, unknown bool) (met, string) {
+// add also says whether that changed anything, and returns the source as a string that is shared by all facts of a producer.
+func (s *Seen) add(e events.Event, unknown bool) (m met, changed bool, source string) {
 	name, ok := producerName(e)
 	if !ok {
-		return s.addForeign(e, unknown), strings.Clone(e.Source)
+		m, changed = s.addForeign(e, unknown)
+		return m, changed, strings.Clone(e.Source)
 	}
 	p := s.producer(producerKey{e.Attempt, e.Source, name})
 	if p == nil {
-		return metUnsure, strings.Clone(e.Source)
+		return metUnsure, false, strings.Clone(e.Source)
 	}
 	if p.sequences.Contains(e.Sequence) {
-		return metBefore, p.key.source
+		return metBefore, false, p.key.source
 	}
 	if !p.sequences.Add(interval.Range{Start: e.Sequence, End: e.Sequence + 1}, maxRanges) {
-		return metUnsure, p.key.source
+		return metUnsure, false, p.key.source
 	}
 	s.counted++
-	return metNew, p.key.source
+	return metNew, true, p.key.source
 }
 
 func (s *Seen) producer(k producerKey) *producer {
@@ -106,7 +107,7 @@ func (s *Seen) producer(k producerKey) *producer {
 	return p
 }
 
-func (s *Seen) addForeign(e events.Event, unknown bool) met {
+func (s *Seen) addForeign(e events.Event, unknown bool) (m met, changed bool) {
 	sum := sha256.Sum256([]byte(strconv.Itoa(len(e.Source)) + " " + e.Source + e.ID))
 	f := foreignID{typ: strings.Clone(e.Type), unknown: unknown}
 	copy(f.hash[:], sum[:])
@@ -114,17 +115,17 @@ func (s *Seen) addForeign(e events.Event, unknown bool) met {
 	switch {
 	case found:
 		// One id for two facts: the smaller, in any order.
-		if old := s.foreign[i]; f.typ < old.typ || f.typ == old.typ && !f.unknown {
-			s.foreign[i] = f
+		if old := s.foreign[i]; f.typ < old.typ || f.typ == old.typ && old.unknown && !f.unknown {
+			s.foreign[i], changed = f, true
 		}
-		return metBefore
+		return metBefore, changed
 	case len(s.foreign) < maxForeign:
 		s.foreign = slices.Insert(s.foreign, i, f)
-		return metForeign
+		return metForeign, true
 	case i < maxForeign:
-		s.foreign = slices.Insert(s.foreign[:maxForeign-1], i, f)
+		s.foreign, changed = slices.Insert(s.foreign[:maxForeign-1], i, f), true
 	}
-	return metUnsure
+	return metUnsure, changed
 }
 
 // producerName returns the producer part of a deterministic id; false when the id does not say

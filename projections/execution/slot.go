@@ -45,25 +45,35 @@ type slot[M proto.Message] struct {
 	fact[M]
 }
 
-func (s *slot[M]) join(f fact[M]) { s.pick(f, 1) }
+// join says whether the slot is another one then.
+func (s *slot[M]) join(f fact[M]) (changed bool) { return s.pick(f, 1) }
 
 // joinLatest keeps the greatest fact instead: for a kind where a later one replaces an earlier one.
-func (s *slot[M]) joinLatest(f fact[M]) { s.pick(f, -1) }
+func (s *slot[M]) joinLatest(f fact[M]) (changed bool) { return s.pick(f, -1) }
 
-func (s *slot[M]) pick(f fact[M], sign int) {
+func (s *slot[M]) pick(f fact[M], sign int) (changed bool) {
 	if !s.set {
 		s.set, s.fact = true, f
-		return
+		return true
 	}
-	if !proto.Equal(s.data, f.data) {
-		s.differs = true
+	if !s.differs && !proto.Equal(s.data, f.data) {
+		s.differs, changed = true, true
 	}
 	switch c := sign * f.compare(s.fact); {
 	case c < 0:
-		s.fact = f
+		s.fact, changed = f, true
 	case c == 0:
-		s.at = earliest(s.at, f.at)
+		changed = s.happened(f.at) || changed
 	}
+	return changed
+}
+
+// happened takes a time at which the fact is said to have happened too, and says whether that changes it.
+func (f *fact[M]) happened(at time.Time) (changed bool) {
+	first := earliest(f.at, at)
+	changed = !first.Equal(f.at)
+	f.at = first
+	return changed
 }
 
 // log holds several facts of a kind, the maxLog smallest.
@@ -73,23 +83,25 @@ type log[M proto.Message] struct {
 
 const maxLog = 64
 
-func (l *log[M]) join(f fact[M]) { l.joinUpTo(f, maxLog) }
+// join says whether the log is another one then.
+func (l *log[M]) join(f fact[M]) (changed bool) {
+	changed, _ = l.joinUpTo(f, maxLog)
+	return changed
+}
 
-// joinUpTo keeps the limit smallest facts. It is false when there was one more.
-func (l *log[M]) joinUpTo(f fact[M], limit int) bool {
+// joinUpTo keeps the limit smallest facts. whole is false when there was one more.
+func (l *log[M]) joinUpTo(f fact[M], limit int) (changed, whole bool) {
 	i, found := slices.BinarySearchFunc(l.facts, f, fact[M].compare)
 	if found {
-		l.facts[i].at = earliest(l.facts[i].at, f.at)
-		return true
+		return l.facts[i].happened(f.at), true
 	}
-	if i < limit {
-		l.facts = slices.Insert(l.facts, i, f)
-	} else {
-		return false
+	if i >= limit {
+		return false, false
 	}
+	l.facts = slices.Insert(l.facts, i, f)
 	more := len(l.facts) > limit
 	l.facts = l.facts[:min(len(l.facts), limit)]
-	return !more
+	return true, !more
 }
 
 // earliest is the smaller time; zero is no time.

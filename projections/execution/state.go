@@ -24,10 +24,12 @@ type State struct {
 	others  map[string]uint64 // the same for types not known here, the first maxUnknownTypes by name
 	unknown uint64            // facts skipped: type or stream not known here
 	limited bool              // a bound was met, counts and ranges are lower bounds
+	// changes counts what changed the state and no count of facts shows: once a bound was met, and once it was deleted.
+	changes uint64
 
 	requested slot[*executionv1.ExecutionRequested]
 	cancelled slot[*executionv1.CancelRequested]
-	deleted   slot[*executionv1.ExecutionDeleted]
+	deleted   log[*executionv1.ExecutionDeleted]
 	attempts  map[uint32]*attempt
 	numbers   interval.Set // the attempts met
 	waiting   int          // bytes that wait in the streams
@@ -53,40 +55,46 @@ func Fold(id string, es []events.Event) Row {
 func (s *State) ID() string { return s.id }
 
 // Version is the number of distinct facts folded: of two rows of an execution the one with the greater
-// version knows more.
+// version knows more. Once a bound was met it goes on with every fact that changes the state, so that a row never has the version of
+// one that knows less.
 func (s *State) Version() uint64 {
-	if s.deleted.set {
-		return deletedVersion
+	if s.Deleted() {
+		return s.deletedVersion()
 	}
-	return s.seen.Len()
+	return s.seen.Len() + s.changes
 }
 
-// Apply folds one fact and says whether it was new. receivedAt is the record's time at the
+// Apply folds one fact and says whether that changed the state, which has to be stored then. A fact that is not new may do so too: when a
+// bound is met, and when it says something else under an id that was met before. receivedAt is the record's time at the
 // broker, used where the producer gave no time; zero when that is not known either. The event's payload is kept in part: nobody
 // may change it later. An event of another execution is ignored.
-func (s *State) Apply(e events.Event, receivedAt time.Time) (added bool) {
+func (s *State) Apply(e events.Event, receivedAt time.Time) (changed bool) {
 	if e.Subject != s.id {
 		return false
 	}
 	if d, ok := e.Data.(*executionv1.ExecutionDeleted); ok {
 		return s.forget(e, d, usable(e.HappenedAt(receivedAt)))
 	}
-	if s.deleted.set {
+	if s.Deleted() {
 		return false
 	}
-	unknown := !known(e)
-	m, source := s.seen.add(e, unknown)
+	unknown, limited := !known(e), s.limited
+	m, changed, source := s.seen.add(e, unknown)
 	switch m {
 	case metNew:
 		s.count(e, unknown)
 	case metUnsure:
 		s.limited = true
 	}
-	added = m == metNew || m == metForeign
+	added := m == metNew || m == metForeign
 	if !unknown {
-		s.fold(e, origin{source, e.Sequence}, usable(e.HappenedAt(receivedAt)), added)
+		changed = s.fold(e, origin{source, e.Sequence}, usable(e.HappenedAt(receivedAt)), added) || changed
 	}
-	return added
+	changed = changed || s.limited != limited
+	if changed && !added && s.limited {
+		s.changes++
+	}
+	return changed
 }
 
 // known says whether the fold has a meaning for the event.
@@ -134,45 +142,43 @@ func countBounded(m map[string]uint64, name string, n uint64) {
 	delete(m, last)
 }
 
-// fold joins the fact's content. It does so also for a fact that was met before: joining twice
+// fold joins the fact's content and says whether that changed anything. It does so also for a fact that was met before: joining twice
 // changes nothing, and a second content under one id is noticed.
-func (s *State) fold(e events.Event, from origin, at time.Time, added bool) {
+func (s *State) fold(e events.Event, from origin, at time.Time, added bool) (changed bool) {
 	switch d := e.Data.(type) {
 	case *executionv1.ExecutionRequested:
-		s.requested.join(fact[*executionv1.ExecutionRequested]{from, at, trimRequested(d)})
-		return
+		return s.requested.join(fact[*executionv1.ExecutionRequested]{from, at, trimRequested(d)})
 	case *executionv1.CancelRequested:
-		s.cancelled.join(fact[*executionv1.CancelRequested]{from, at, &executionv1.CancelRequested{RequestedBy: clip(d.GetRequestedBy()), Reason: clip(d.GetReason())}})
-		return
+		return s.cancelled.join(fact[*executionv1.CancelRequested]{from, at, &executionv1.CancelRequested{RequestedBy: clip(d.GetRequestedBy()), Reason: clip(d.GetReason())}})
 	case *executionv1.RunnerHeartbeat, *executionv1.CordonRequested, *executionv1.RetryRequested, *executionv1.StdinPart:
-		return
+		return false
 	}
-	a := s.attempt(e.Attempt)
+	a, fresh := s.attempt(e.Attempt)
 	if a == nil {
-		return
+		return fresh
 	}
+	var kept bool
 	if d, ok := e.Data.(*executionv1.OutputChunk); ok {
-		if !a.streams[streamIndex(d.GetStream())].add(d.GetOffset(), d.GetData(), from, added, &s.waiting) {
-			s.limited = true
-		}
-		return
+		changed, kept = a.streams[streamIndex(d.GetStream())].add(d.GetOffset(), d.GetData(), from, added, &s.waiting)
+	} else {
+		changed, kept = a.fold(e.Data, from, at, &s.waiting)
 	}
-	if !a.fold(e.Data, from, at, &s.waiting) {
-		s.limited = true
-	}
+	s.limited = s.limited || !kept
+	return changed || fresh
 }
 
-// attempt returns the attempt's state, nil when the attempt is not kept. Only the highest
-// are: which ones does not depend on the order, since an attempt that is among the highest in the end always was.
-func (s *State) attempt(number uint32) *attempt {
+// attempt returns the attempt's state, nil when the attempt is not kept, and whether it was not met before. Only the highest
+// are kept: which ones does not depend on the order, since an attempt that is among the highest in the end always was.
+func (s *State) attempt(number uint32) (a *attempt, fresh bool) {
 	if number == 0 {
-		return nil
+		return nil, false
 	}
 	if a, ok := s.attempts[number]; ok {
-		return a
+		return a, false
 	}
+	fresh = !s.numbers.Contains(uint64(number))
 	if !s.numbers.Add(interval.Range{Start: uint64(number), End: uint64(number) + 1}, maxRanges) {
-		s.limited = true
+		s.limited, fresh = true, false
 	}
 	if len(s.attempts) == keptAttempts {
 		lowest := number
@@ -180,16 +186,16 @@ func (s *State) attempt(number uint32) *attempt {
 			lowest = min(lowest, n)
 		}
 		if lowest == number {
-			return nil
+			return nil, fresh
 		}
 		for i := range s.attempts[lowest].streams {
 			s.waiting -= s.attempts[lowest].streams[i].digest.waitingBytes()
 		}
 		delete(s.attempts, lowest)
 	}
-	a := &attempt{number: number}
+	a = &attempt{number: number}
 	s.attempts[number] = a
-	return a
+	return a, true
 }
 
 // latest is the highest attempt, nil when none is known.

@@ -28,12 +28,12 @@ type stream struct {
 	digest     digest
 }
 
-// add joins a chunk. added says that its fact was not met before. It is false when the stream would
-// fall into too many ranges; the chunk is then left out.
-func (s *stream) add(offset uint64, data []byte, from origin, added bool, waiting *int) bool {
+// add joins a chunk and says whether that changed anything. added says that its fact was not met before. kept is false when the
+// stream would fall into too many ranges; the chunk is then left out.
+func (s *stream) add(offset uint64, data []byte, from origin, added bool, waiting *int) (changed, kept bool) {
 	r := interval.Range{Start: offset, End: offset + uint64(len(data))}
 	if r.Len() == 0 { // also when the end passes 2^64
-		return true
+		return false, true
 	}
 	fresh := []interval.Range{r}
 	if r.Start < s.end {
@@ -45,25 +45,26 @@ func (s *stream) add(offset uint64, data []byte, from origin, added bool, waitin
 		}
 	}
 	if !s.received.Add(r, maxRanges) {
-		return false
+		return false, false
 	}
 	s.end = max(s.end, r.End)
-	s.keep(segment{offset, data, from})
+	changed = s.keep(segment{offset, data, from}) || len(fresh) > 0
 	for _, part := range fresh {
 		s.digest.push(part.Start, data[part.Start-r.Start:part.End-r.Start], waiting)
 	}
-	return true
+	return changed, true
 }
 
-func (s *stream) keep(c segment) {
+func (s *stream) keep(c segment) (changed bool) {
 	if c.offset < headBytes {
-		s.head.put(c.slice(c.offset, min(c.end(), headBytes)))
+		changed = s.head.put(c.slice(c.offset, min(c.end(), headBytes)))
 	}
 	from := s.tailStart()
 	s.tail.drop(from)
 	if c.end() > from {
-		s.tail.put(c.slice(max(c.offset, from), c.end()))
+		changed = s.tail.put(c.slice(max(c.offset, from), c.end())) || changed
 	}
+	return changed
 }
 
 func (s *stream) tailStart() uint64 {
@@ -120,12 +121,12 @@ type window struct {
 	clash    interval.Set
 }
 
-// put joins bytes; it copies them.
-func (w *window) put(c segment) {
+// put joins bytes, which it copies. It says whether there are others then, or of another fact.
+func (w *window) put(c segment) (changed bool) {
 	c.data = slices.Clone(c.data)
 	if n := len(w.segments); n == 0 || w.segments[n-1].end() <= c.offset { // in order, as almost always
 		w.segments = append(w.segments, c)
-		return
+		return true
 	}
 	i, _ := slices.BinarySearchFunc(w.segments, c.offset, func(g segment, x uint64) int {
 		if g.end() <= x {
@@ -142,46 +143,49 @@ func (w *window) put(c segment) {
 			out = append(out, old.slice(old.offset, c.offset))
 		}
 		if at < old.offset {
-			out = append(out, c.slice(at, old.offset))
+			out, changed = append(out, c.slice(at, old.offset)), true
 		}
 		low, high := max(old.offset, c.offset), min(old.end(), c.end())
-		out = append(out, w.settle(old.slice(low, high), c.slice(low, high)))
+		settled, other := w.settle(old.slice(low, high), c.slice(low, high))
+		out, changed = append(out, settled), changed || other
 		if high < old.end() {
 			out = append(out, old.slice(high, old.end()))
 		}
 		at = high
 	}
 	if at < c.end() {
-		out = append(out, c.slice(at, c.end()))
+		out, changed = append(out, c.slice(at, c.end())), true
 	}
 	w.segments = slices.Replace(w.segments, i, j, out...)
+	return changed
 }
 
-// settle picks between two versions of the same range.
-func (w *window) settle(a, b segment) segment {
+// settle picks between two versions of the same range, of which a is kept so far.
+func (w *window) settle(a, b segment) (settled segment, changed bool) {
 	order := a.from.compare(b.from)
 	if bytes.Equal(a.data, b.data) {
 		if order <= 0 {
-			return a
+			return a, false
 		}
-		return b
+		return b, true
 	}
 	mixed := slices.Clone(a.data)
 	for i := range a.data {
 		if a.data[i] != b.data[i] {
 			at := a.offset + uint64(i)
+			changed = changed || !w.clash.Contains(at)
 			w.clash.Add(interval.Range{Start: at, End: at + 1}, 0)
 			mixed[i] = min(a.data[i], b.data[i])
 		}
 	}
 	switch {
 	case order < 0:
-		return a
+		return a, changed
 	case order > 0:
-		return b
+		return b, true
 	}
 	// One id with two contents. No rule says which is right; the smaller byte is the same in any order.
-	return segment{a.offset, mixed, a.from}
+	return segment{a.offset, mixed, a.from}, changed || !bytes.Equal(mixed, a.data)
 }
 
 // drop forgets what lies below from.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -318,5 +319,48 @@ func TestStatesLeaveWhenTheyAreLarge(t *testing.T) {
 	p.states.forget(2)
 	if p.states.bytes != 0 {
 		t.Errorf("%d bytes are counted for no state", p.states.bytes)
+	}
+}
+
+// An execution of which more producers or ids of a foreign form speak than are kept is no reason to forget what else is said of it: the
+// row in the table has it, however often its state left in between.
+func TestBeyondTheLimitsTheRowIsStored(t *testing.T) {
+	t.Parallel()
+	for name, limit := range map[string]func(e *events.Event, n int){
+		"foreign ids": func(e *events.Event, n int) { e.ID = fmt.Sprint("build-", n) },
+		"producers": func(e *events.Event, n int) {
+			if n < 1024 {
+				e.ID = events.ID(e.Subject, e.Attempt, fmt.Sprint("gateway.", n), e.Sequence)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var es []events.Event
+			for range 1024 {
+				e, err := events.Producer{Name: "gateway", Source: "/verbatim/gateway"}.Event(id(1), 0, 1, begun, &executionv1.CancelRequested{RequestedBy: "me"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				es = append(es, e)
+			}
+			es = append(es, story(t, id(1), 3)...)
+			for n := range es {
+				limit(&es[n], n)
+			}
+			rows := newTable()
+			p := open(t, rows, 1)
+			for batch := range slices.Chunk(facts(es, 0, 1), 1024) {
+				for _, fs := range [][]Fact{batch, facts(story(t, id(100), 1), 1, 1)} { // The second pushes the first's state out.
+					if err := p.Fold(t.Context(), fs); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			row := rows.row(t, id(1))
+			if diff := cmp.Diff(execution.Fold(id(1), es), row); diff != "" || row.Status != execution.StatusSucceeded || len(row.Contradictions) == 0 {
+				t.Errorf("%s, row (-folded at once +projected):\n%s", row.Status, diff)
+			}
+		})
 	}
 }
