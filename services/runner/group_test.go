@@ -44,7 +44,7 @@ func TestKillReachesWhoLeftTheSession(t *testing.T) {
 		t.Error("what a process left behind that ended by itself was killed")
 	}
 	killed := shell(daemon + `trap "" TERM; while :; do sleep 0.05; done`)
-	killed.Directory, killed.Timeout, killed.Grace = t.TempDir(), durationpb.New(500*time.Millisecond), durationpb.New(200*time.Millisecond)
+	killed.Directory, killed.Timeout, killed.Grace = t.TempDir(), durationpb.New(5*time.Second), durationpb.New(200*time.Millisecond)
 	id := s.start(t, killed)
 	left := number(id)
 	story := s.log.tell(t, id)

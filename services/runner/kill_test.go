@@ -168,7 +168,7 @@ func TestExitWhileWorkerIsDead(t *testing.T) {
 func TestKilledBetweenTermAndKill(t *testing.T) {
 	s := newStage(t, "")
 	spec := child("ignore-term")
-	spec.Timeout, spec.Grace = durationpb.New(time.Second), durationpb.New(2*time.Second)
+	spec.Timeout, spec.Grace = durationpb.New(5*time.Second), durationpb.New(2*time.Second)
 	id := s.start(t, spec)
 	s.log.awaitType(t, id, events.TypeTerminationStarted)
 	if err := syscall.Kill(s.worker(), syscall.SIGKILL); err != nil {
