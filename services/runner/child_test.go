@@ -180,8 +180,7 @@ func noiseWithSecrets(seed byte, n int) []byte {
 	return data
 }
 
-// playBlocked writes noise, and writes to a file how many bytes it got rid of when for the first time nothing moved
-// for half a second.
+// playBlocked writes noise, and writes to a file how many bytes it got rid of whenever nothing moved for half a second.
 func playBlocked(argument string) int {
 	size, report, _ := strings.Cut(argument, ":")
 	n, err := strconv.Atoi(size)
@@ -192,17 +191,12 @@ func playBlocked(argument string) int {
 		return complain(err)
 	}
 	out := os.NewFile(1, "stdout")
-	reported := false
 	for data, done := noise(1, n), 0; done < n; {
-		if !reported {
-			_ = out.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
-		}
+		_ = out.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
 		k, err := out.Write(data[done:min(done+4096, n)])
 		done += k
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			reported = true
-			_ = out.SetWriteDeadline(time.Time{})
 			if err := os.WriteFile(report+".new", []byte(strconv.Itoa(done)), 0o600); err != nil {
 				return complain(err)
 			}

@@ -12,6 +12,10 @@ import (
 func TestCordonWhileWorkComes(t *testing.T) {
 	t.Parallel()
 	f := newRunner(t, nil)
+	m, id := prepared(t, shell("echo whole"))
+	if err := f.Cordon(true, "somebody", "a test"); err != nil {
+		t.Fatal(err)
+	}
 	var both sync.WaitGroup
 	over := make(chan struct{})
 	both.Go(func() {
@@ -22,10 +26,6 @@ func TestCordonWhileWorkComes(t *testing.T) {
 			}
 		}
 	})
-	m, id := prepared(t, shell("echo whole"))
-	if err := f.Cordon(true, "somebody", "a test"); err != nil {
-		t.Fatal(err)
-	}
 	for again := true; again; {
 		select {
 		case <-over:

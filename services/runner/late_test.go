@@ -105,7 +105,7 @@ func TestLateOutputEnds(t *testing.T) {
 			f := newRunner(t, func(c *runner.Config) {
 				switch quick(c); name {
 				case "time":
-					c.LateTime = time.Second
+					c.LateTime = 5 * time.Second
 				case "bytes":
 					c.LateBytes = 5
 				}

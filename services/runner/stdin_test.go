@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"verbatim.dev/events"
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
 )
 
@@ -57,16 +58,22 @@ func TestStdinIsNotTakenWhole(t *testing.T) {
 		script, cause string
 		code          int32
 	}{
-		"closed at once":      {`exec <&-; echo closed; sleep 0.2; exit 5`, "broken pipe", 5},
+		"closed at once":      {`exec <&-; echo closed; read x <FIFO; exit 5`, "broken pipe", 5},
 		"never read":          {`echo unread; exit 0`, "", 0},
 		"never read for long": {`sleep 0.3; echo slept; exit 4`, "ended", 4},
-		"some of it":          {`head -c 100000 | wc -c; exec <&-; sleep 0.2; exit 6`, "broken pipe", 6},
+		"some of it":          {`head -c 100000 | wc -c; exec <&-; read x <FIFO; exit 6`, "broken pipe", 6},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			spec := shell(c.script)
+			fifo := mkfifo(t)
+			spec := shell(strings.ReplaceAll(c.script, "FIFO", fifo))
 			spec.Stdin = noise(5, 8<<20)
-			s := f.log.tell(t, f.start(t, spec))
+			id := f.start(t, spec)
+			if strings.Contains(c.script, "FIFO") {
+				f.log.awaitType(t, id, events.TypeStdinWriteFailed)
+				writeFIFO(t, fifo, "go\n")
+			}
+			s := f.log.tell(t, id)
 			failed := one[*executionv1.StdinWriteFailed](t, s)
 			if failed.GetOfferedBytes() != 8<<20 || failed.GetAcceptedBytes() > 1<<20 || !strings.Contains(failed.GetCause(), c.cause) || failed.GetCause() == "" {
 				t.Errorf("stdin: %v", failed)
@@ -85,7 +92,7 @@ func TestTimeoutWhileStdinWaits(t *testing.T) {
 	t.Parallel()
 	f := newRunner(t, nil)
 	spec := shell(`echo x; exec sleep 600`)
-	spec.Stdin, spec.Timeout = noise(6, 8<<20), durationpb.New(300*time.Millisecond)
+	spec.Stdin, spec.Timeout = noise(6, 8<<20), durationpb.New(5*time.Second)
 	s := f.log.tell(t, f.start(t, spec))
 	if failed := one[*executionv1.StdinWriteFailed](t, s); failed.GetAcceptedBytes() == 0 || failed.GetAcceptedBytes() >= 8<<20 {
 		t.Errorf("stdin: %v", failed)

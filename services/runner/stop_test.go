@@ -98,7 +98,7 @@ func TestStopWithLittleTime(t *testing.T) {
 	f := newRunner(t, func(c *runner.Config) { c.Grace, c.ShutdownGrace = time.Hour, time.Hour })
 	id := f.start(t, child("ignore-term"))
 	f.log.awaitOutput(t, id, stdout, "ready")
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 12*time.Second)
 	defer cancel()
 	if err := f.Stop(ctx); err != nil {
 		t.Fatal(err)

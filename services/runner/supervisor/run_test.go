@@ -129,7 +129,11 @@ func TestAWorkerIsStartedWithoutTheFile(t *testing.T) {
 				t.Fatal(err)
 			}
 			program := filepath.Join(t.TempDir(), "program")
-			if err := os.WriteFile(program, self, 0o700); err != nil {
+			// A process that another test starts meanwhile would inherit the open file, which then cannot be executed (ETXTBSY).
+			syscall.ForkLock.RLock()
+			err = os.WriteFile(program, self, 0o700)
+			syscall.ForkLock.RUnlock()
+			if err != nil {
 				t.Fatal(err)
 			}
 			s := startSupervisor(t, program, "steady")
