@@ -57,11 +57,16 @@ func (l *lockedBuffer) String() string {
 
 func newStage(t *testing.T, deadLetters func(message.Publisher) message.Publisher, handle message.NoPublishHandlerFunc) *stage {
 	t.Helper()
-	return newStageWith(t, nil, deadLetters, handle)
+	return newStageWith(t, settings{drain: 2 * time.Second}, deadLetters, handle)
 }
 
-// newStageWith has a topic of dead letters with these settings.
-func newStageWith(t *testing.T, letterTopic map[string]string, deadLetters func(message.Publisher) message.Publisher, handle message.NoPublishHandlerFunc) *stage {
+// settings are those of the topic of dead letters, and how long messages in flight may take when the subscriber ends.
+type settings struct {
+	letterTopic map[string]string
+	drain       time.Duration
+}
+
+func newStageWith(t *testing.T, c settings, deadLetters func(message.Publisher) message.Publisher, handle message.NoPublishHandlerFunc) *stage {
 	t.Helper()
 	server, err := embedded.Start(t.Context(), embedded.Config{Addr: "127.0.0.1:0", DataDir: t.TempDir()})
 	if err != nil {
@@ -69,7 +74,7 @@ func newStageWith(t *testing.T, letterTopic map[string]string, deadLetters func(
 	}
 	t.Cleanup(func() { _ = server.Stop(context.Background()) })
 	s := &stage{t: t, config: kafka.Config{Brokers: []string{server.Addr()}}, registry: prometheus.NewRegistry(), done: make(chan error, 1)}
-	if err := kafka.EnsureTopics(t.Context(), s.config, []kafka.Topic{{Name: topic, Partitions: 1}, {Name: events.TopicDeadletter, Partitions: 1, Config: letterTopic}}); err != nil {
+	if err := kafka.EnsureTopics(t.Context(), s.config, []kafka.Topic{{Name: topic, Partitions: 1}, {Name: events.TopicDeadletter, Partitions: 1, Config: c.letterTopic}}); err != nil {
 		t.Fatal(err)
 	}
 	if s.publisher, err = kafka.NewPublisher(s.config, kafka.PublisherOptions{}); err != nil {
@@ -87,7 +92,7 @@ func newStageWith(t *testing.T, letterTopic map[string]string, deadLetters func(
 	if err != nil {
 		t.Fatal(err)
 	}
-	sub, err := kafka.NewSubscriber(s.config, kafka.SubscriberOptions{Group: "worker", DrainTimeout: 2 * time.Second})
+	sub, err := kafka.NewSubscriber(s.config, kafka.SubscriberOptions{Group: "worker", DrainTimeout: c.drain})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -287,7 +292,7 @@ func TestDeadLetterThatCannotBeWrittenIsTriedAgain(t *testing.T) {
 func TestALargeDeadLetterIsWrittenWithoutItsValue(t *testing.T) {
 	t.Parallel()
 	handled := make(chan struct{})
-	s := newStageWith(t, map[string]string{"max.message.bytes": "5000"}, nil, func(m *message.Message) error {
+	s := newStageWith(t, settings{map[string]string{"max.message.bytes": "5000"}, 2 * time.Second}, nil, func(m *message.Message) error {
 		if m.UUID == "good" {
 			close(handled)
 			return nil
@@ -350,7 +355,7 @@ func TestStoppingLetsAHandlerFinish(t *testing.T) {
 	t.Parallel()
 	entered, leave := make(chan struct{}), make(chan struct{})
 	var cancelled atomic.Bool
-	s := newStage(t, nil, func(m *message.Message) error {
+	s := newStageWith(t, settings{drain: 8 * time.Second}, nil, func(m *message.Message) error {
 		close(entered)
 		<-leave
 		cancelled.Store(m.Context().Err() != nil)
