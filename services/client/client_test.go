@@ -236,7 +236,7 @@ func TestATailEndsWithItsContextAndWithItsReader(t *testing.T) {
 	t.Parallel()
 	hang := func(w http.ResponseWriter, r *http.Request) { facts(w, 1, 2); <-r.Context().Done() }
 	c, _ := serve(t, hang)
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	if got, err := tailed(ctx, c); !errors.Is(err, context.DeadlineExceeded) || len(got) != 2 {
 		t.Errorf("%v: %v", got, err)
@@ -254,7 +254,7 @@ func TestASilentServerIsLeft(t *testing.T) {
 	}}
 	server := httptest.NewServer(s)
 	defer server.Close()
-	c, err := client.New(server.URL, client.Options{Silence: 200 * time.Millisecond})
+	c, err := client.New(server.URL, client.Options{Silence: 3 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -262,7 +262,7 @@ func TestASilentServerIsLeft(t *testing.T) {
 	for range c.Tail(t.Context(), id) {
 		// A caller that takes its time is not the server's silence.
 		select {
-		case <-time.After(400 * time.Millisecond):
+		case <-time.After(6 * time.Second):
 		case <-t.Context().Done():
 		}
 		if n := len(s.seen()); n != 1 {

@@ -41,7 +41,7 @@ func TestSlowReadersHoldNoConnection(t *testing.T) {
 	for _, c := range held {
 		c.Close()
 	}
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(60 * time.Second)
 	for {
 		a := s.do("GET", path+"/output/stdout", nil)
 		if a.StatusCode == http.StatusOK {

@@ -164,7 +164,7 @@ func TestStopTellsTheTails(t *testing.T) {
 	if _, name, _ := live.next(); name != "ExecutionRequested" {
 		t.Error(name)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
 	if err := s.Stop(ctx); err != nil {
 		t.Error(err)
@@ -183,7 +183,7 @@ func TestTailsAreBounded(t *testing.T) {
 	s.tail(t, story.id)
 	s.do("GET", "/v1/executions/"+story.id+"/tail", nil).problem(t, http.StatusServiceUnavailable, "2 tails")
 	first.resp.Body.Close()
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(60 * time.Second)
 	for {
 		r, err := http.Get(s.url + "/v1/executions/" + story.id + "/tail")
 		if err != nil {

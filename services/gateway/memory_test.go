@@ -371,7 +371,7 @@ func startWith(t *testing.T, deps func(*gateway.Deps), change ...func(*gateway.C
 	s.url = "http://" + s.Addr()
 	t.Cleanup(func() {
 		http.DefaultClient.CloseIdleConnections()
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 		defer cancel()
 		if err := s.Stop(ctx); err != nil {
 			t.Errorf("stop: %v", err)

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -57,7 +58,7 @@ func (s *stack) startKafka(addr string) {
 
 func (s *stack) stopKafka() {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	if err := s.kafka.Stop(ctx); err != nil {
 		s.t.Error(err)
@@ -73,7 +74,7 @@ func (s *stack) run(name string, service lifecycle.Service) (stop func()) {
 	var once sync.Once
 	stop = func() {
 		once.Do(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 			defer cancel()
 			if err := service.Stop(ctx); err != nil {
 				s.t.Errorf("%s: %v", name, err)
@@ -101,7 +102,7 @@ func newStack(t *testing.T) *stack {
 	s.run("gateway", front)
 	s.url = "http://" + front.Addr()
 	var err error
-	if s.client, err = client.New(s.url, client.Options{}); err != nil {
+	if s.client, err = client.New(s.url, client.Options{Wait: 50 * time.Second}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.client.Close)
@@ -249,9 +250,10 @@ func TestACancelEndsAProcess(t *testing.T) {
 	t.Parallel()
 	s := newStack(t)
 	s.sinks()
-	// It outlives the first cancel for a while, so that there is a second one.
+	// It outlives the first cancel, so that there is a second one.
+	enough := t.TempDir() + "/enough"
 	accepted, err := s.client.Submit(t.Context(), api.SubmitRequest{
-		Command: &api.Command{Argv: []string{"sh", "-c", "trap '' TERM; echo begun; sleep 600"}}, Grace: "4s",
+		Command: &api.Command{Argv: []string{"sh", "-c", "trap '' TERM; echo begun; while [ ! -e " + enough + " ]; do sleep 0.05; done"}}, Grace: "60s",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -266,6 +268,9 @@ func TestACancelEndsAProcess(t *testing.T) {
 				if _, err := s.client.Cancel(t.Context(), id, api.CancelRequest{Reason: "enough", RequestedBy: "me"}); err != nil {
 					t.Error(err)
 				}
+			}
+			if err := os.WriteFile(enough, nil, 0o600); err != nil {
+				t.Error(err)
 			}
 			return
 		}
@@ -311,13 +316,18 @@ func TestATailNeedsNoSink(t *testing.T) {
 	if string(stdout) != "1\n2\n3\n4\n5\n" || facts[len(facts)-1].Name != "OutputSealed" {
 		t.Errorf("%q, %s", stdout, names(facts))
 	}
-	row, err := s.client.Get(t.Context(), id)
+	impatient, err := client.New(s.url, client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer impatient.Close()
+	row, err := impatient.Get(t.Context(), id)
 	if err != nil || row.Status != execution.StatusRequested || row.Stale != "projector" {
 		t.Errorf("%s, stale %q: %v", row.Raw, row.Stale, err)
 	}
 	// They come up, and it is all there.
 	s.sinks()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(90 * time.Second)
 	for {
 		if row, err = s.client.Get(t.Context(), id); err != nil {
 			t.Fatal(err)
@@ -364,7 +374,7 @@ func TestARequestIsSentAgainAfterAnOutage(t *testing.T) {
 	addr := s.kafka.Addr()
 	s.stopKafka()
 	begun := time.Now()
-	if status, body := post(); status != http.StatusServiceUnavailable || time.Since(begun) > 10*time.Second || !strings.Contains(body, id) {
+	if status, body := post(); status != http.StatusServiceUnavailable || time.Since(begun) > 30*time.Second || !strings.Contains(body, id) {
 		t.Errorf("without a broker: %d %s after %s", status, body, time.Since(begun))
 	}
 	s.startKafka(addr)

@@ -40,7 +40,7 @@ func child(role string) int {
 	}
 	fmt.Println("serves", server.Addr())
 	switch role {
-	case "serve":
+	case "serve", "serve and stop soon":
 		<-ctx.Done()
 	case "twice":
 		if err := startTwice(ctx, server, config); err != nil {
@@ -48,7 +48,11 @@ func child(role string) int {
 			return 1
 		}
 	}
-	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), childStop)
+	patience := time.Minute
+	if role == "serve and stop soon" {
+		patience = 2 * time.Second
+	}
+	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
 	if err := server.Stop(stopping); err != nil {
 		fmt.Println("stop:", err)
@@ -57,8 +61,6 @@ func child(role string) int {
 	fmt.Println("stopped")
 	return 0
 }
-
-const childStop = 2 * time.Second
 
 // startTwice checks, in a child, that a process has one engine at a time and can have another after it.
 func startTwice(ctx context.Context, first *clickhouse.Server, config clickhouse.Config) error {
@@ -322,7 +324,7 @@ func TestOneEngineAtATime(t *testing.T) {
 func TestStopCancelsWhatRuns(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	p, problem := spawn(t, "serve", dir)
+	p, problem := spawn(t, "serve and stop soon", dir)
 	if p == nil {
 		t.Fatal(problem)
 	}
@@ -363,7 +365,7 @@ func TestStopWaitsForWhatCanFinish(t *testing.T) {
 	}
 	answers := make(chan string, 1)
 	go func() {
-		response, err := plain.Post("http://"+p.addr+"/", "text/plain", strings.NewReader("SELECT count() FROM numbers(10) WHERE NOT sleepEachRow(0.05)"))
+		response, err := plain.Post("http://"+p.addr+"/", "text/plain", strings.NewReader("SELECT count() FROM numbers(10) WHERE NOT sleepEachRow(0.5) SETTINGS max_block_size = 1"))
 		if err != nil {
 			answers <- err.Error()
 			return

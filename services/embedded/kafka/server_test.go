@@ -118,7 +118,13 @@ func topic(t *testing.T, addr string, settings map[string]string) {
 // write publishes until n messages are acknowledged, or the broker is gone, and says how many were.
 func write(t *testing.T, addr string, from, n, size int) int {
 	t.Helper()
-	p, err := kafka.NewPublisher(config(addr), kafka.PublisherOptions{Linger: -1, Timeout: time.Second, Compression: kafka.CompressionNone})
+	return writeWithin(t, 30*time.Second, addr, from, n, size)
+}
+
+// writeWithin is write with what may pass until the broker counts as gone.
+func writeWithin(t *testing.T, timeout time.Duration, addr string, from, n, size int) int {
+	t.Helper()
+	p, err := kafka.NewPublisher(config(addr), kafka.PublisherOptions{Linger: -1, Timeout: timeout, Compression: kafka.CompressionNone})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -235,7 +241,7 @@ func TestKillLosesNothingAcknowledged(t *testing.T) {
 	acknowledged := write(t, addr, 0, 50, 1000)
 	consume(t, addr, 30)
 	written := make(chan int)
-	go func() { written <- write(t, addr, acknowledged, 1_000_000, 1000) }()
+	go func() { written <- writeWithin(t, 10*time.Second, addr, acknowledged, 1_000_000, 1000) }()
 	for {
 		if _, end := offsets(t, addr); end > int64(acknowledged+100) {
 			break
@@ -324,16 +330,16 @@ func TestOnlyLoopback(t *testing.T) {
 func TestNoTopicByAccident(t *testing.T) {
 	t.Parallel()
 	s := start(t, t.TempDir(), "127.0.0.1:0")
-	if out, err := kcat(t, s.Addr(), "x\n", "-P", "-t", "typo"); err == nil {
+	if out, err := kcat(t, s.Addr(), "x\n", "-P", "-t", "typo", "-X", "message.timeout.ms=3000"); err == nil {
 		t.Errorf("kcat wrote to a topic that does not exist: %s", out)
 	}
 }
 
 func kcat(t *testing.T, addr, stdin string, args ...string) (string, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "kcat", append([]string{"-b", addr, "-X", "message.timeout.ms=3000"}, args...)...)
+	cmd := exec.CommandContext(ctx, "kcat", append([]string{"-b", addr, "-X", "message.timeout.ms=30000"}, args...)...)
 	cmd.Stdin = strings.NewReader(stdin)
 	out, err := cmd.CombinedOutput()
 	return string(out), err

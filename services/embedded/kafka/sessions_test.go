@@ -28,7 +28,7 @@ func TestAMemberThatDiesWhileItJoinsIsTakenOut(t *testing.T) {
 	owned := make(chan int, 100)
 	note := func(_ context.Context, _ *kgo.Client, changed map[string][]int32) { owned <- len(changed["t"]) }
 	client, err := kgo.NewClient(kgo.SeedBrokers(s.Addr()), kgo.ConsumerGroup("g"), kgo.ConsumeTopics("t"), kgo.Balancers(kgo.RangeBalancer()),
-		kgo.SessionTimeout(session), kgo.RebalanceTimeout(2*time.Second), kgo.HeartbeatInterval(200*time.Millisecond), kgo.OnPartitionsAssigned(note))
+		kgo.SessionTimeout(session), kgo.RebalanceTimeout(30*time.Second), kgo.HeartbeatInterval(200*time.Millisecond), kgo.OnPartitionsAssigned(note))
 	if err != nil {
 		t.Fatal(err)
 	}
