@@ -153,12 +153,25 @@ func (h *Shadow) Swap(ctx context.Context) error {
 
 // Newer returns the executions of which this table has a row with a greater version than the live one, and that version.
 func (h *Shadow) Newer(ctx context.Context) (versions map[string]uint64, err error) {
-	rows, err := h.store.conn.Query(ctx, `SELECT execution_id, here.version
-FROM (SELECT execution_id, max(version) AS version FROM `+h.table+` GROUP BY execution_id) AS here
-	LEFT JOIN (SELECT execution_id, max(version) AS version FROM executions GROUP BY execution_id) AS live USING (execution_id)
-WHERE here.version > live.version`)
+	return h.store.newer(ctx, h.table, "executions")
+}
+
+// Behind returns the executions of which the live table has a row with a greater version than this one, and that version.
+func (h *Shadow) Behind(ctx context.Context) (versions map[string]uint64, err error) {
+	return h.store.newer(ctx, "executions", h.table)
+}
+
+// newer compares two tables of rows. No row counts as version 0.
+func (s *Store) newer(ctx context.Context, table, other string) (versions map[string]uint64, err error) {
+	if err := errors.Join(s.catchUp(ctx, table), s.catchUp(ctx, other)); err != nil {
+		return nil, fmt.Errorf("compare versions of %s and %s: %w", table, other, err)
+	}
+	rows, err := s.conn.Query(ctx, `SELECT execution_id, here.version
+FROM (SELECT execution_id, max(version) AS version FROM `+table+` GROUP BY execution_id) AS here
+	LEFT JOIN (SELECT execution_id, max(version) AS version FROM `+other+` GROUP BY execution_id) AS there USING (execution_id)
+WHERE here.version > there.version`)
 	if err != nil {
-		return nil, fmt.Errorf("compare versions of executions and %s: %w", h.table, err)
+		return nil, fmt.Errorf("compare versions of %s and %s: %w", table, other, err)
 	}
 	defer func() { err = errors.Join(err, rows.Close()) }()
 	versions = map[string]uint64{}

@@ -196,7 +196,7 @@ func (c *replayCommand) report(ctx context.Context, out io.Writer, store *clickh
 			fmt.Fprintf(out, "%d differences\n", differences)
 		}
 		if c.Swap {
-			fmt.Fprintf(out, "swapped: the old rows are in %s; %d executions that went on meanwhile were folded again\n", into.Name(), refolded)
+			fmt.Fprintf(out, "swapped: the old rows are in %s; %d executions that went on meanwhile were brought up to date\n", into.Name(), refolded)
 		}
 	}
 	if err == nil && differences > 0 {

@@ -239,29 +239,3 @@ func (f *freshRows) InsertRows(ctx context.Context, states []*execution.State) e
 	}
 	return f.Shadow.InsertRows(ctx, states)
 }
-
-// Swap makes the rebuilt table the live one. Executions of which the old one knew more, because facts came since, are folded
-// again from the archive.
-func Swap(ctx context.Context, s *clickhouse.Store, h *clickhouse.Shadow) (refolded int, err error) {
-	if err := h.Swap(ctx); err != nil {
-		return 0, err
-	}
-	newer, err := h.Newer(ctx)
-	if err != nil {
-		return 0, err
-	}
-	for id := range newer {
-		state := execution.New(id)
-		for f, err := range Archive(s, Filter{Execution: id}).Facts(ctx, nil) {
-			if err != nil {
-				return refolded, err
-			}
-			state.Apply(f.Event, f.ReceivedAt)
-		}
-		if err := s.InsertRows(ctx, []*execution.State{state}); err != nil {
-			return refolded, err
-		}
-		refolded++
-	}
-	return refolded, nil
-}
