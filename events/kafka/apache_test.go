@@ -56,7 +56,7 @@ func TestApacheFirstMessage(t *testing.T) {
 		fastest = min(fastest, d)
 	}
 	// The fastest, because the others say how busy this machine is; the waits this is about are 3 s and 5 s.
-	if fastest > time.Second {
+	if fastest > 2500*time.Millisecond {
 		t.Errorf("took at least %s", fastest)
 	}
 }
