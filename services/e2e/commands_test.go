@@ -20,7 +20,7 @@ import (
 )
 
 // patience bounds everything a scenario waits for.
-const patience = 90 * time.Second
+const patience = 5 * time.Minute
 
 type stackKey struct{}
 

@@ -41,7 +41,7 @@ func run(t *testing.T, more func(*testscript.Env), p testscript.Params) {
 			// Scenarios have a home folder of their own; the library lies in the user's cache.
 			e.Setenv("XDG_CACHE_HOME", home+"/.cache")
 		}
-		e.Setenv("VERBATIM_READ_WAIT", "45s") // A busy machine is late, and a scenario rather waits.
+		e.Setenv("VERBATIM_READ_WAIT", "60s") // A busy machine is late, and a scenario rather waits.
 		e.Setenv("WORKER_MEMORY", workerMemory)
 		e.Setenv("VERBATIM_DATA", e.WorkDir+"/data")
 		e.Values[stackKey{}] = &stack{}
