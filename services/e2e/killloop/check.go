@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -82,16 +83,30 @@ func (v *verdict) bad(format string, args ...any) {
 	v.broken = append(v.broken, fmt.Sprintf("execution %d (%s): %s", v.seed, v.id, fmt.Sprintf(format, args...)))
 }
 
-func (v *verdict) look(ctx context.Context) (err error) {
+var errUnsealed = errors.New("it is not sealed")
+
+// read reads the row and the facts. Without a seal among them it is errUnsealed.
+func (v *verdict) read(ctx context.Context) (err error) {
 	if v.row, err = v.loop.api.Get(ctx, v.id); err != nil {
-		return err
+		return errFinal{err}
 	}
 	v.facts = make(map[string]int)
 	for fact, err := range v.loop.api.Events(ctx, v.id) {
 		if err != nil {
-			return err
+			return errFinal{err}
 		}
 		v.facts[fact.Name]++
+	}
+	if !v.row.Sealed || v.facts["OutputSealed"] == 0 {
+		return errUnsealed
+	}
+	return nil
+}
+
+func (v *verdict) look(ctx context.Context) error {
+	// The last kill may have been a moment ago.
+	if err := poll(ctx, func() error { return v.read(ctx) }); err != nil && !errors.Is(err, errUnsealed) {
+		return err
 	}
 	v.whole = true
 	written, started := readProgress(v.progress)
@@ -110,7 +125,7 @@ func (v *verdict) look(ctx context.Context) (err error) {
 
 // logs is what "verbatim logs" writes.
 func (v *verdict) logs(ctx context.Context) (stdout, stderr []byte, err error) {
-	c, err := v.loop.rig().Command(ctx, "logs", v.id)
+	c, err := v.loop.rig().Command(ctx, "logs", "--read-wait", "60s", v.id)
 	if err != nil {
 		return nil, nil, err
 	}

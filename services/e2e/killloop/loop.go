@@ -147,7 +147,7 @@ func (l *loop) startUp(ctx context.Context, args ...string) error {
 	if err != nil {
 		return err
 	}
-	c, err := client.New(server, client.Options{})
+	c, err := client.New(server, client.Options{Wait: time.Minute})
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.up, l.api, l.server = s, c, server
