@@ -17,6 +17,9 @@
 // last end is in the artifact or will be, because that end has not been acknowledged; one above it is late, and is acknowledged when it is
 // in. OutputRecorded is published again when its content differs, with the next sequence.
 //
+// ExecutionDeleted removes all objects of an execution, and nothing is made of its late facts, which the archive has until the recorder looks
+// for them. Whoever has made objects asks once more whether the execution was deleted meanwhile, and then removes them.
+//
 // The service reads the log in a consumer group of its own, so a store that is away or slow does not hold up the archive. While it is away
 // the work stands still, in bounded memory; nothing is dead-lettered.
 package files

@@ -7,7 +7,6 @@ import (
 	"io"
 	"maps"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -52,14 +51,8 @@ func TestKilledAnywhere(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, nil)
 	// What a killed one left: a temporary file, parts, half of the artifacts under their names.
-	left := filepath.Join(b.folder, time.Now().UTC().Format("2006-01-02"), b.id, "1")
 	for name, content := range map[string]string{"stdout.log.18ab.tmp": "hel", "stdout.log": "old", "stdout.log.parts/00000000000000000000": "hello"} {
-		if err := os.MkdirAll(filepath.Dir(filepath.Join(left, name)), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(left, name), []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		b.leave(name, content)
 	}
 	b.put("/verbatim/runner/r", out(stdout, 0, "hello"))
 	b.handle(seal("hello"))
@@ -312,18 +305,60 @@ func TestDeleted(t *testing.T) {
 	b.handle(out(stdout, 0, "private"))
 	b.handle(seal("private"))
 	b.last(1, stdout)
-	e, err := events.Producer{Name: "gateway", Source: "/verbatim/gateway"}.Event(b.id, 0, 1, time.Now(), &executionv1.ExecutionDeleted{})
-	if err != nil {
-		t.Fatal(err)
+	deleted := b.delete()
+	b.deliver(deleted)
+	b.wantObjects(map[string]string{})
+	b.deliver(deleted)
+	b.wantObjects(map[string]string{})
+	// Its process still ran, and the archive has what came of it until the recorder looks for that again.
+	b.handle(out(stdout, 7, "late"))
+	b.handle(seal("privatelate"))
+	b.wantObjects(map[string]string{})
+	b.restart()
+	b.leave("stdout.log", "left by one that was killed")
+	b.handle(&executionv1.RunnerLost{Runner: "r"})
+	b.wantObjects(map[string]string{})
+	if n := len(b.recorded()); n > 0 {
+		t.Errorf("%d OutputRecorded of a deleted execution", n)
 	}
-	b.mu.Lock()
-	b.log = nil // So does the archive.
-	b.mu.Unlock()
-	b.deliver(b.message(e, 100))
+}
+
+func TestNoPartsOfADeletedExecution(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, func(c *files.Config) { c.PartDelay = 20 * time.Millisecond })
+	b.deliver(b.delete())
+	b.leave("stdout.log.parts/00000000000000000000", "left by one that was killed")
+	b.handle(out(stdout, 7, "late"))
+	eventually(t, func() error { return b.has(map[string]string{}) })
+	if n := metric(t, b.registry, "verbatim_recorder_artifact_parts_total"); n > 0 {
+		t.Errorf("%v parts of a deleted execution", n)
+	}
+}
+
+// The member that has the partition now has erased all that there was, and then one that had it before finishes an object.
+func TestDeletedWhileArtifactsAreMade(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, nil)
+	b.reading = func() { b.delete() }
+	b.handle(out(stdout, 0, "private"))
+	b.handle(seal("private"))
 	b.wantObjects(map[string]string{})
-	// What comes after that is not kept either: the archive has erased it.
-	b.deliver(b.message(e, 101))
-	b.wantObjects(map[string]string{})
+	if n := len(b.recorded()); n > 0 {
+		t.Errorf("%d OutputRecorded of a deleted execution", n)
+	}
+}
+
+func TestDeletedWhileAPartIsWritten(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, func(c *files.Config) { c.PartDelay = 20 * time.Millisecond })
+	b.reading = func() { b.delete() }
+	b.handle(out(stdout, 0, "private"))
+	eventually(t, func() error {
+		if metric(t, b.registry, "verbatim_recorder_artifact_parts_total") == 0 {
+			return fmt.Errorf("no part was written")
+		}
+		return b.has(map[string]string{})
+	})
 }
 
 func TestNotItsOwnMessages(t *testing.T) {

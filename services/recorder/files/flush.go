@@ -25,6 +25,9 @@ func (r *Recorder) parts(ctx context.Context, a *attempt) error {
 	if last, _ := a.end(); last >= 0 {
 		return nil // Its artifacts are made.
 	}
+	if gone, err := r.deleted(ctx, a); gone || err != nil {
+		return err
+	}
 	if a.parted == nil {
 		parted, err := r.partEnds(ctx, a)
 		if err != nil {
@@ -40,7 +43,8 @@ func (r *Recorder) parts(ctx context.Context, a *attempt) error {
 		}
 		a.parted[stream] = at
 	}
-	return nil
+	_, err := r.deleted(ctx, a)
+	return err
 }
 
 // partEnds is up to where the parts in the store reach.

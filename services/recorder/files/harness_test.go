@@ -47,8 +47,12 @@ type bench struct {
 	recorder *files.Recorder
 	registry *prometheus.Registry
 
+	// reading, when set, is called while the output is read.
+	reading func()
+
 	mu    sync.Mutex
 	log   []clickhouse.ArchivedEvent
+	next  int64 // Offset.
 	sizes map[string]uint64
 }
 
@@ -101,7 +105,8 @@ func (b *bench) put(source string, data proto.Message) *message.Message {
 	b.t.Helper()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	offset := int64(len(b.log))
+	offset := b.next
+	b.next++
 	e, err := events.Producer{Name: "runner", Source: source}.Event(b.id, 1, uint64(offset)+1, time.Now(), data)
 	if err != nil {
 		b.t.Fatal(err)
@@ -144,6 +149,33 @@ func (b *bench) deliver(m *message.Message) {
 	}
 }
 
+// delete erases the archive but for the fact that says so, whose message it returns.
+func (b *bench) delete() *message.Message {
+	b.t.Helper()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	offset := b.next
+	b.next++
+	e, err := events.Producer{Name: "delete", Source: "/verbatim/delete"}.Event(b.id, 0, 1, time.Now(), &executionv1.ExecutionDeleted{})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.log = []clickhouse.ArchivedEvent{{Event: e, Topic: events.TopicExecutions, Offset: offset}}
+	return b.message(e, offset)
+}
+
+// leave puts a file into the attempt's folder.
+func (b *bench) leave(name, content string) {
+	b.t.Helper()
+	path := filepath.Join(b.folder, time.Now().UTC().Format(time.DateOnly), b.id, "1", name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		b.t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
 // Wait implements files.Barrier: the archive is the log.
 func (b *bench) Wait(ctx context.Context, _ int, _ time.Duration) bool { return ctx.Err() == nil }
 
@@ -155,7 +187,8 @@ func (b *bench) PublishContext(_ context.Context, _ string, ms ...*message.Messa
 			return err
 		}
 		b.mu.Lock()
-		b.log = append(b.log, clickhouse.ArchivedEvent{Event: e, Topic: events.TopicExecutions, Offset: int64(len(b.log))})
+		b.log = append(b.log, clickhouse.ArchivedEvent{Event: e, Topic: events.TopicExecutions, Offset: b.next})
+		b.next++
 		b.mu.Unlock()
 	}
 	return nil
@@ -195,6 +228,9 @@ func (b *bench) Output(_ context.Context, _ string, _ uint32, stream string, fro
 		}
 	}
 	return func(yield func(clickhouse.Chunk, error) bool) {
+		if b.reading != nil {
+			b.reading()
+		}
 		for _, at := range slices.Sorted(maps.Keys(byOffset)) {
 			if !yield(clickhouse.Chunk{Attempt: 1, Stream: stream, Offset: at, Data: byOffset[at]}, nil) {
 				return
@@ -239,6 +275,9 @@ func (b *bench) objects() map[string]string {
 	b.t.Helper()
 	got := map[string]string{}
 	err := filepath.WalkDir(b.folder, func(path string, d os.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // It was just removed.
+		}
 		if err != nil || d.IsDir() {
 			return err
 		}

@@ -109,6 +109,9 @@ func (r *Recorder) try(a *attempt) error {
 	defer r.making.Release(1)
 	a.writing.Lock()
 	defer a.writing.Unlock()
+	if gone, err := r.deleted(r.life, a); gone || err != nil {
+		return err
+	}
 	facts, err := r.Archive.AttemptFacts(r.life, a.name, append([]string{events.TypeOutputRecorded}, ends...)...)
 	if err != nil {
 		return err
@@ -125,6 +128,9 @@ func (r *Recorder) try(a *attempt) error {
 			return err
 		}
 		now.Artifacts = append(now.Artifacts, f)
+	}
+	if gone, err := r.deleted(r.life, a); gone || err != nil {
+		return err
 	}
 	if !proto.Equal(now, known.recorded) {
 		if err := r.publish(a, known.sequence+1, now); err != nil {
