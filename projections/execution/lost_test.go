@@ -105,6 +105,7 @@ func TestRetryPolicy(t *testing.T) {
 		next   executionv1.RetryOn
 	}{
 		{"no policy", ask(0), []proto.Message{started, exit(1), sealed0}, nil, false, StatusFailed, 0},
+		{"a policy that makes no sense", ask(101, onFailed), []proto.Message{started, exit(1), sealed0}, nil, false, StatusFailed, 0},
 		{"failed", ask(1, onFailed), []proto.Message{started, exit(1), sealed0}, nil, false, StatusRetrying, onFailed},
 		{"killed", ask(1, onFailed), []proto.Message{started, killed("KILL"), sealed0}, nil, false, StatusRetrying, onFailed},
 		{"failed and not asked for", ask(1, onLost, onTimeout), []proto.Message{started, exit(1), sealed0}, nil, false, StatusFailed, 0},

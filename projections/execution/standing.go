@@ -4,6 +4,7 @@ import (
 	"slices"
 	"time"
 
+	"verbatim.dev/events"
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
 )
 
@@ -79,7 +80,8 @@ func (s *State) Standing() Standing {
 func (s *State) ending(a *attempt) (ending, executionv1.RetryOn) {
 	e := a.ending(s.heard(a.number))
 	policy := s.requested.data.GetRetry()
-	if policy == nil || s.cancelled.set || a.number == 0 || a.number > policy.GetRetries() {
+	// A preparer refuses a policy that makes no sense; others may have prepared it all the same.
+	if policy == nil || events.CheckRetry(policy) != nil || s.cancelled.set || a.number == 0 || a.number > policy.GetRetries() {
 		return e, executionv1.RetryOn_RETRY_ON_UNSPECIFIED
 	}
 	if on := retryOn(e, a.exited.set || a.waitFailed.set); slices.Contains(policy.GetRetryOn(), on) {

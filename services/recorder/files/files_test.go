@@ -2,6 +2,7 @@ package files_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"fmt"
 	"io"
@@ -133,6 +134,26 @@ func TestLateChunks(t *testing.T) {
 	b.handle(&executionv1.RunnerLost{Runner: "r"})
 	b.handle(out(stderr, 0, "back"))
 	b.wantObjects(map[string]string{"stdout.log": "hello, world", "stderr.log": "back"})
+}
+
+// What somebody else said in this service's name does not keep it from saying what it has to.
+func TestForgedNumbers(t *testing.T) {
+	t.Parallel()
+	b := newBench(t, func(c *files.Config) { c.AgainDelay = time.Millisecond })
+	for _, name := range []string{"recorder.artifacts", "somebody"} {
+		b.forge(name, ^uint64(0))
+	}
+	m := b.put("/verbatim/runner/r", seal(""))
+	ctx, cancel := context.WithTimeout(m.Context(), 10*time.Second)
+	defer cancel()
+	m.SetContext(ctx)
+	if err := b.recorder.Handle(m); err != nil {
+		t.Fatal(err)
+	}
+	last := b.facts()[len(b.facts())-1].Event
+	if last.ID != events.ID(b.id, 1, "recorder.artifacts", 1) {
+		t.Errorf("it said %s", last.ID)
+	}
 }
 
 func TestManyLateChunksAtOnce(t *testing.T) {

@@ -115,6 +115,18 @@ func (b *bench) put(source string, data proto.Message) *message.Message {
 	return b.message(e, offset)
 }
 
+// forge puts a fact of this service's source into the log that it did not say.
+func (b *bench) forge(name string, sequence uint64) {
+	b.t.Helper()
+	e, err := events.Producer{Name: name, Source: "/verbatim/recorder/artifacts"}.Event(b.id, 1, sequence, time.Now(), &executionv1.OutputRecorded{})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.log = append(b.log, clickhouse.ArchivedEvent{Event: e, Topic: events.TopicExecutions, Offset: int64(len(b.log))})
+}
+
 func (b *bench) message(e events.Event, offset int64) *message.Message {
 	m, err := codec.ToMessage(e)
 	if err != nil {

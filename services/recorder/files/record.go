@@ -15,6 +15,7 @@ import (
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
 	"verbatim.dev/projections/clickhouse"
 	"verbatim.dev/services/artifact"
+	"verbatim.dev/services/recorder/forgery"
 )
 
 // producer makes this service's facts. They are numbered apart from the recorder's others.
@@ -150,6 +151,7 @@ type sifted struct {
 }
 
 func sift(facts []clickhouse.ArchivedEvent) (k sifted) {
+	forged := forgery.In(facts, producer)
 	for _, f := range facts {
 		switch d := f.Event.Data.(type) {
 		case *executionv1.OutputSealed:
@@ -157,7 +159,7 @@ func sift(facts []clickhouse.ArchivedEvent) (k sifted) {
 		case *executionv1.RunnerLost:
 			k.ended = true
 		case *executionv1.OutputRecorded:
-			if f.Event.Source == producer.Source && f.Event.Sequence > k.sequence {
+			if f.Event.Source == producer.Source && f.Event.Sequence > k.sequence && !forged(&f.Event) {
 				k.recorded, k.sequence = d, f.Event.Sequence
 			}
 		}

@@ -2,6 +2,7 @@ package watchdog
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -11,6 +12,7 @@ import (
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
 	"verbatim.dev/projections/clickhouse"
 	"verbatim.dev/projections/execution"
+	"verbatim.dev/services/recorder/forgery"
 )
 
 // reason is why an execution is looked at.
@@ -93,6 +95,7 @@ type matter struct {
 
 // judge works out from the archived facts what is to be said. It is pure but for the time.
 func (w *Watchdog) judge(story *clickhouse.Story, o entry, why reason) (verdict, error) {
+	story = unforged(story)
 	state := execution.New(story.ExecutionID)
 	for i := range story.Facts {
 		state.Apply(story.Facts[i].Event, story.Facts[i].ReceivedAt)
@@ -125,6 +128,15 @@ func (w *Watchdog) judge(story *clickhouse.Story, o entry, why reason) (verdict,
 	return m.stay(requested, m.wall.Add(w.c.PrepareWithin+w.c.Margin)), nil
 }
 
+// unforged leaves out what others said in the watchdog's name. They would have the next number, and the last word.
+func unforged(story *clickhouse.Story) *clickhouse.Story {
+	forged := forgery.In(story.Facts, producer)
+	return &clickhouse.Story{
+		ExecutionID: story.ExecutionID, Last: story.Last,
+		Facts: slices.DeleteFunc(slices.Clone(story.Facts), func(f clickhouse.ArchivedEvent) bool { return forged(&f.Event) }),
+	}
+}
+
 // stay says nothing, and when to look again.
 func (m matter) stay(s stage, deadline time.Time) verdict {
 	next := m.o
@@ -141,7 +153,12 @@ func (m matter) stay(s stage, deadline time.Time) verdict {
 
 // say makes the watchdog's next fact about an attempt.
 func (m matter) say(v verdict, said string, attempt uint32, data proto.Message) (verdict, error) {
-	number := m.story.Last[attempt][producer.Source] + 1
+	number := uint64(1)
+	for i := range m.story.Facts {
+		if f := &m.story.Facts[i].Event; f.Source == producer.Source && f.Attempt == attempt {
+			number = max(number, f.Sequence+1)
+		}
+	}
 	e, err := producer.Event(m.story.ExecutionID, attempt, number, m.wall, data)
 	if err != nil {
 		return verdict{}, fmt.Errorf("say %s of %s: %w", said, m.story.ExecutionID, err)
@@ -178,6 +195,9 @@ func (m matter) closed() verdict {
 // retry goes on to the next attempt.
 func (m matter) retry() (verdict, error) {
 	s := m.standing
+	if s.RetryAt.IsZero() { // Nothing was said, or somebody else said what is no time.
+		s.RetryAt = m.scheduled()
+	}
 	switch {
 	case s.RetryAt.IsZero():
 		at := m.receivedLast(events.TypeOutputSealed, events.TypeRunnerLost).Add(pause(s.Retry, m.story.ExecutionID, s.Attempt))
@@ -194,6 +214,17 @@ func (m matter) retry() (verdict, error) {
 		deadline: m.wall.Add(m.w.c.PrepareWithin + m.w.c.Margin).UnixMilli(),
 	}
 	return v, err
+}
+
+// scheduled is when the watchdog itself said that the next attempt follows; zero when it did not.
+func (m matter) scheduled() (at time.Time) {
+	for i := range m.story.Facts {
+		f := &m.story.Facts[i].Event
+		if d, ok := f.Data.(*executionv1.RetryScheduled); ok && f.Source == producer.Source && f.Attempt == m.standing.Attempt {
+			at = d.GetNotBefore().AsTime()
+		}
+	}
+	return at
 }
 
 // again is the request once more.

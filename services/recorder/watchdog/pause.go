@@ -26,7 +26,7 @@ func pause(p *executionv1.RetryPolicy, execution string, attempt uint32) time.Du
 	}
 	d := min(first, longest)
 	for i := uint32(1); i < attempt && d < longest; i++ {
-		d = min(2*d, longest)
+		d = min(d, longest-d) + d // 2*d or longest, without overflow.
 	}
 	h := fnv.New64a()
 	_, _ = h.Write(binary.BigEndian.AppendUint32([]byte(execution), attempt))
