@@ -117,7 +117,7 @@ func TestALargeFactInTheWrongPartition(t *testing.T) {
 		}
 		return n
 	}
-	for deadline := time.Now().Add(15 * time.Second); dead() != 1 || !archived.has(next); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(15 * time.Second); dead() != 1 || !archived.has(next); time.Sleep(10 * time.Millisecond) { // The pace of asking the broker, which sends no signal.
 		if time.Now().After(deadline) {
 			t.Fatalf("%d dead letters, the next is archived: %t", dead(), archived.has(next))
 		}

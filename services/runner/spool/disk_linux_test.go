@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
 	"verbatim.dev/services/runner/spool"
 )
 
@@ -107,6 +108,24 @@ func mountSmall(dir string) error {
 	return nil
 }
 
+// empty is a stream that is at its end.
+func empty() (*os.File, error) {
+	read, write, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	return read, write.Close()
+}
+
+// readBoth reads both streams, and has room for the end of whoever writes.
+func readBoth(s *spool.Spool) (ended chan error) {
+	ended = make(chan error, 3)
+	for _, id := range []executionv1.Stream{stdout, stderr} {
+		go func() { ended <- s.Read(context.Background(), id) }()
+	}
+	return ended
+}
+
 func littleIsPublished(dir string) error {
 	c := config()
 	c.ChunkBytes = 64 << 10
@@ -119,15 +138,12 @@ func littleIsPublished(dir string) error {
 	if err != nil {
 		return err
 	}
-	none, end, err := os.Pipe()
+	none, err := empty()
 	if err != nil {
 		return err
 	}
-	_ = end.Close()
 	s.Attach(read, none)
-	ended := make(chan error, 3)
-	go func() { ended <- s.Read(context.Background(), stdout) }()
-	go func() { ended <- s.Read(context.Background(), stderr) }()
+	ended := readBoth(s)
 	const first, second = 12 * 64 << 10, 6 * 64 << 10
 	if _, err := write.Write(make([]byte, first)); err != nil {
 		return err
@@ -174,11 +190,10 @@ func heldOnAFullDisk(dir string) error {
 		return err
 	}
 	defer write.Close() // It is held until the end.
-	none, end, err := os.Pipe()
+	none, err := empty()
 	if err != nil {
 		return err
 	}
-	_ = end.Close()
 	filler := dir + "/filler"
 	if err := os.WriteFile(filler, make([]byte, diskBytes+1), 0o600); !errors.Is(err, syscall.ENOSPC) {
 		return fmt.Errorf("fill the disk: %w", err)
@@ -188,9 +203,7 @@ func heldOnAFullDisk(dir string) error {
 	}
 	s.Attach(read, none)
 	s.Stop(time.Now().Add(300 * time.Millisecond)) // The first try finds a full disk before that, another one after that.
-	ended := make(chan error, 2)
-	go func() { ended <- s.Read(context.Background(), stdout) }()
-	go func() { ended <- s.Read(context.Background(), stderr) }()
+	ended := readBoth(s)
 	<-time.After(time.Second)
 	if n := s.Captured(stdout); n != 0 {
 		return fmt.Errorf("%d bytes were captured with no room for them", n)
@@ -231,15 +244,12 @@ func fullDisk(dir string, pipe func() (read, write *os.File, err error)) error {
 	if err != nil {
 		return err
 	}
-	none, end, err := os.Pipe()
+	none, err := empty()
 	if err != nil {
 		return err
 	}
-	_ = end.Close()
 	s.Attach(read, none)
-	ended := make(chan error, 2)
-	go func() { ended <- s.Read(context.Background(), stdout) }()
-	go func() { ended <- s.Read(context.Background(), stderr) }()
+	ended := readBoth(s)
 	data := make([]byte, total)
 	_, _ = rand.NewChaCha8([32]byte{3}).Read(data)
 	go func() {
