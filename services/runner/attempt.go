@@ -39,6 +39,10 @@ type attempt struct {
 
 	// hasSlot and claimed are written before the attempt runs.
 	hasSlot, claimed bool
+	// unanswered: its claim failed, and may be there all the same. claims are those under way for the message that came again, granted: one
+	// of them succeeded (claim.go). Runner.mu guards them.
+	unanswered, granted bool
+	claims              int
 
 	// masker hides the values of the secrets that the process was given; nil hides nothing. It is set before run opens the
 	// spool, by every worker that has the attempt.
@@ -73,7 +77,7 @@ type attempt struct {
 func newAttempt(r *Runner, work events.Event, spec *executionv1.Prepared) *attempt {
 	log := r.config.Logger.With("execution", work.Subject, "attempt", work.Attempt)
 	a := &attempt{
-		runner: r, work: work, spec: spec, key: fmt.Sprintf("%s/%d", work.Subject, work.Attempt), log: log,
+		runner: r, work: work, spec: spec, key: keyOf(work), log: log,
 		folder:    filepath.Join(r.folders, folderName(work.Subject, work.Attempt)),
 		past:      newPast(),
 		cancelled: make(chan struct{}),

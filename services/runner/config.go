@@ -51,7 +51,7 @@ type Config struct {
 	SpoolBytes uint64
 	// Supervisor holds the processes. nil: one in this process, whose processes end with it.
 	Supervisor *supervisor.Client
-	// Committed asks the broker whether a claim that a crash cut short is this runner's. nil: it never is.
+	// Committed asks the broker whether a claim of which the answer was lost, in a crash or on its way, is this runner's. nil: it never is.
 	Committed func(ctx context.Context, l journal.Launch) (bool, error)
 	// Upload gives the parts of an uploaded standard input, in order; it may give one again. It waits while the broker is away, until
 	// the context ends, and returns ErrUploadGone when the log does not have them any more, or what take returned. It keeps no

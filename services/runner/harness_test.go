@@ -268,6 +268,7 @@ func newRunnerWith(t *testing.T, claim runner.Claim, change func(*runner.Config)
 	if change != nil {
 		change(&c)
 	}
+	f.data = c.DataDir
 	var err error
 	if f.Runner, err = runner.New(c, f.log, claim); err != nil {
 		t.Fatal(err)

@@ -96,47 +96,69 @@ func (a *attempt) launchOf(m *message.Message) journal.Launch {
 	return l
 }
 
-// Recover goes on with the attempts that a former worker left in the data folder. It comes before the first Handle.
-// Attempts that were claimed go on at once. For those of which that is not known the broker is asked, until the
-// context ends; they are dropped when it says no, since it brings them again.
-func (r *Runner) Recover(ctx context.Context) error {
+// Adopt goes on with the attempts that a former worker left in the data folder and that it had begun to start, and says how many. It
+// needs nobody but the supervisor: their pipes are read and their timeouts kept while the broker is away. What is left of the data
+// folder is for Recover.
+func (r *Runner) Adopt(ctx context.Context) (int, error) {
 	entries, err := os.ReadDir(r.folders)
 	if err != nil {
-		return fmt.Errorf("read the folder of attempts: %w", err)
+		return 0, fmt.Errorf("read the folder of attempts: %w", err)
 	}
-	var unsure []*attempt
+	n := 0
+	r.left = []*attempt{}
 	for _, e := range entries {
 		a, err := r.reopen(filepath.Join(r.folders, e.Name()))
 		switch {
 		case err != nil:
 			r.config.Logger.ErrorContext(ctx, "attempt cannot be read, it is left where it is", "folder", e.Name(), "error", err)
-		case a != nil && a.past.claimed:
+		case a != nil && a.startedBefore():
 			r.adopt(a)
+			n++
 		case a != nil:
-			unsure = append(unsure, a)
+			r.left = append(r.left, a)
 		}
 	}
-	for _, a := range unsure {
-		mine, err := r.asked(ctx, a)
-		if err != nil {
-			return fmt.Errorf("ask whether attempt %s was claimed: %w", a.key, err)
+	return n, nil
+}
+
+// Recover goes on with what Adopt left, which it calls first if nobody has. It comes before the first Handle, and when the cancels that
+// there were are known. Attempts that were claimed go on at once. For those of which that is not known the broker is asked, until the
+// context ends; they are dropped when it says no, since it brings them again. After an error it may be called again.
+func (r *Runner) Recover(ctx context.Context) error {
+	if r.left == nil {
+		if _, err := r.Adopt(ctx); err != nil {
+			return err
 		}
+	}
+	for len(r.left) > 0 {
+		a := r.left[0]
+		mine := a.past.claimed
+		if !mine {
+			var err error
+			if mine, err = r.asked(ctx, a.past.launch); err != nil {
+				return fmt.Errorf("ask whether attempt %s was claimed: %w", a.key, err)
+			}
+		}
+		r.left = r.left[1:]
 		if !mine {
 			a.log.InfoContext(ctx, "attempt was not claimed before the crash, it comes again")
 			a.forget()
 			continue
 		}
-		a.owned()
+		if !a.past.claimed {
+			a.owned()
+		}
 		r.adopt(a)
 	}
 	return nil
 }
 
-func (r *Runner) asked(ctx context.Context, a *attempt) (bool, error) {
+// asked asks the broker whether a claim is this runner's.
+func (r *Runner) asked(ctx context.Context, l *journal.Launch) (bool, error) {
 	if r.config.Committed == nil {
 		return false, nil
 	}
-	return r.config.Committed(ctx, *a.past.launch)
+	return r.config.Committed(ctx, *l)
 }
 
 // reopen reads an attempt's folder. No attempt and no error: there was none yet, or nothing of it is left.

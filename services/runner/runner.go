@@ -50,6 +50,7 @@ type Runner struct {
 	lock     *os.File
 	reserve  *reserve
 	ended    ended
+	left     []*attempt // By Adopt, for Recover; nil before Adopt.
 	client   *supervisor.Client
 	host     *supervisor.Host // When it is in this process.
 	producer events.Producer
@@ -153,26 +154,27 @@ func (r *Runner) Handle(m *message.Message) error {
 		return err
 	}
 	if a == nil { // Known: all that is left is to move the queue on.
-		if err := r.claim(m.Context(), m); err != nil {
-			return fmt.Errorf("claim attempt again: %w", err)
-		}
-		return nil
+		return r.claimAgain(keyOf(work), m)
 	}
-	owned := false
+	kept := false
 	defer func() {
-		if !owned { // Also when the claim panics: who called may live on.
+		if !kept { // Also when the claim panics: who called may live on.
 			r.dismiss(a)
 		}
 	}()
-	if err := r.own(a, m); err != nil {
-		return err
+	err = r.own(a, m)
+	switch {
+	case err == nil:
+		kept = true
+		go r.run(a)
+	case errors.Is(err, errUnanswered):
+		kept = true
+		go r.settle(a)
 	}
-	owned = true
-	go r.run(a)
-	return nil
+	return err
 }
 
-// admit enters an attempt. No attempt and no error means that it was claimed here before.
+// admit enters an attempt. No attempt and no error means that it was claimed here before, or that its claim has no answer yet.
 func (r *Runner) admit(work events.Event, spec *executionv1.Prepared) (*attempt, error) {
 	a := newAttempt(r, work, spec)
 	r.mu.Lock()
@@ -187,7 +189,11 @@ func (r *Runner) admit(work events.Event, spec *executionv1.Prepared) (*attempt,
 		a.log.Info("attempt is known already, this delivery is ignored")
 		return nil, nil
 	}
-	if _, waits := r.attempts[a.key]; waits {
+	if waits, ok := r.attempts[a.key]; ok {
+		if waits.unanswered {
+			waits.claims++
+			return nil, nil
+		}
 		return nil, ErrWaiting
 	}
 	if c, ok := r.cancels.get(work.Subject, time.Now()); ok {
@@ -196,38 +202,6 @@ func (r *Runner) admit(work events.Event, spec *executionv1.Prepared) (*attempt,
 	r.attempts[a.key] = a
 	r.busy.Add(1)
 	return a, nil
-}
-
-// own gets a slot and the claim. A cancelled attempt needs no slot: nothing of it will run.
-func (r *Runner) own(a *attempt, m *message.Message) error {
-	select {
-	case <-a.cancelled:
-	default:
-		if err := r.awaitSlot(a, m); err != nil {
-			return err
-		}
-	}
-	if err := a.begin(a.launchOf(m)); err != nil {
-		a.forget()
-		return fmt.Errorf("write down the claim: %w", err)
-	}
-	claimed := false
-	defer func() {
-		if !claimed { // Also when the claim panics.
-			a.forget()
-		}
-	}()
-	if err := r.claim(m.Context(), m); err != nil {
-		return fmt.Errorf("claim attempt: %w", err)
-	}
-	claimed = true
-	a.owned()
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.known.add(a.key, struct{}{}, time.Now())
-	a.claimed = true
-	r.count(a, 1)
-	return nil
 }
 
 func (r *Runner) run(a *attempt) {

@@ -16,6 +16,7 @@ import (
 
 	"verbatim.dev/events"
 	"verbatim.dev/events/kafka"
+	"verbatim.dev/services/internal/retry"
 	"verbatim.dev/services/internal/router"
 	"verbatim.dev/services/internal/telemetry"
 )
@@ -36,6 +37,9 @@ const handlerDrain = 5 * time.Second
 type node struct {
 	Base
 	name string
+	// adopt, if not nil, goes on with what needs no broker, and says whether there was something. Then the broker is waited for in the
+	// background, and the service stands meanwhile.
+	adopt func(ctx context.Context, p *kafka.Publisher) (bool, error)
 	// open builds the consumers when the publisher stands.
 	open func(ctx context.Context, p *kafka.Publisher) ([]consumer, error)
 	// publishing tunes the publisher.
@@ -55,6 +59,9 @@ type node struct {
 	router      *message.Router
 	failed      chan error
 	done        chan struct{}
+	joined      chan struct{} // Closed when the service takes messages.
+	starting    sync.WaitGroup
+	stopStart   context.CancelFunc // nil unless the rest of the start is in the background.
 }
 
 // consumer is one handler on one topic.
@@ -100,18 +107,44 @@ func Topics(names ...string) []kafka.Topic {
 
 // Start implements lifecycle.Service.
 func (n *node) Start(ctx context.Context) error {
-	if err := kafka.CheckTopics(ctx, n.Kafka, Topics()); err != nil {
-		return err
-	}
+	n.failed, n.joined = make(chan error, 1), make(chan struct{})
 	var err error
 	if n.publisher, err = newPublisher(n.Kafka, n.publishing); err != nil {
 		return err
+	}
+	if n.adopt != nil {
+		busy, err := n.adopt(ctx, n.publisher)
+		if err != nil {
+			return errors.Join(err, n.publisher.Close())
+		}
+		if busy {
+			n.startLater(ctx)
+			return nil
+		}
+	}
+	if err := kafka.CheckTopics(ctx, n.Kafka, Topics()); err != nil {
+		return errors.Join(err, n.publisher.Close())
 	}
 	if err := n.start(ctx); err != nil {
 		return errors.Join(err, n.end(ctx))
 	}
 	n.Checks.Add(n.name, n.ready)
 	return nil
+}
+
+// startLater does the rest of the start when the broker answers. It ends with Stop.
+func (n *node) startLater(ctx context.Context) {
+	n.Checks.Add(n.name, n.ready)
+	ctx, n.stopStart = context.WithCancel(context.WithoutCancel(ctx))
+	n.starting.Go(func() {
+		err := retry.Until(ctx, n.Logger, "wait for the broker", func() error { return kafka.CheckTopics(ctx, n.Kafka, Topics()) })
+		if err == nil {
+			err = n.start(ctx)
+		}
+		if err != nil && ctx.Err() == nil {
+			n.failed <- err
+		}
+	})
 }
 
 func (n *node) start(ctx context.Context) error {
@@ -143,7 +176,7 @@ func (n *node) start(ctx context.Context) error {
 		n.subscribers = append(n.subscribers, s)
 		n.router.AddConsumerHandler(cmp.Or(c.group, n.name)+"."+c.topic, c.topic, s, c.handle)
 	}
-	n.failed, n.done = make(chan error, 1), make(chan struct{})
+	n.done = make(chan struct{})
 	go func() {
 		defer close(n.done)
 		// The router lives until Stop, not until the start is over.
@@ -153,6 +186,7 @@ func (n *node) start(ctx context.Context) error {
 	}()
 	select {
 	case <-n.router.Running():
+		close(n.joined)
 		return nil
 	case <-n.done:
 		return errors.Join(errors.New("router ended at once"), <-n.failed)
@@ -187,6 +221,11 @@ func (n *node) subscriber(ctx context.Context, c consumer) (message.Subscriber, 
 }
 
 func (n *node) ready(context.Context) error {
+	select {
+	case <-n.joined:
+	default:
+		return errors.New("waits for the broker")
+	}
 	if n.router.IsClosed() {
 		return errors.New("stopped")
 	}
@@ -199,6 +238,10 @@ func (n *node) Failed() <-chan error { return n.failed }
 // Stop implements lifecycle.Service: no new messages, handlers finish, what they left running ends, and
 // what they published is flushed.
 func (n *node) Stop(ctx context.Context) error {
+	if n.stopStart != nil {
+		n.stopStart()
+		n.starting.Wait()
+	}
 	if n.release != nil {
 		timer := time.AfterFunc(handlerDrain, func() { n.release() })
 		defer timer.Stop()

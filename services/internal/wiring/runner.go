@@ -15,6 +15,7 @@ import (
 	"verbatim.dev/events/codec"
 	"verbatim.dev/events/kafka"
 	"verbatim.dev/services/internal/lifecycle"
+	"verbatim.dev/services/internal/retry"
 	"verbatim.dev/services/runner"
 	"verbatim.dev/services/runner/journal"
 	"verbatim.dev/services/runner/protocol"
@@ -27,12 +28,13 @@ type worker struct {
 	data       string
 	supervisor *supervisor.Client
 	failed     chan error
+	stopping   chan struct{}
 }
 
 // Worker returns the runner as a supervisor's worker.
 func Worker(b Base, c runner.Config, s *supervisor.Client) lifecycle.Service {
 	c.Supervisor = s
-	return &worker{node: runnerNode(b, c), data: c.DataDir, supervisor: s, failed: make(chan error, 2)}
+	return &worker{node: runnerNode(b, c), data: c.DataDir, supervisor: s, failed: make(chan error, 2), stopping: make(chan struct{})}
 }
 
 // Start implements lifecycle.Service.
@@ -48,7 +50,17 @@ func (w *worker) Start(ctx context.Context) error {
 			w.failed <- err
 		}
 	}()
-	return w.supervisor.Ready()
+	if w.stopStart == nil {
+		return w.supervisor.Ready()
+	}
+	go func() {
+		select {
+		case <-w.joined:
+			_ = w.supervisor.Ready() // An error: it is gone.
+		case <-w.stopping:
+		}
+	}()
+	return nil
 }
 
 // HealthFile is where a worker writes down, in its data folder, on which host:port it answers for its health.
@@ -67,6 +79,7 @@ func (w *worker) Failed() <-chan error { return w.failed }
 
 // Stop implements lifecycle.Service.
 func (w *worker) Stop(ctx context.Context) error {
+	close(w.stopping)
 	err := w.node.Stop(ctx)
 	_ = w.supervisor.Close() // It may be gone.
 	return err
@@ -89,6 +102,30 @@ func openRunner(ctx context.Context, b Base, c runner.Config, p *kafka.Publisher
 			return nil, err
 		}
 	}
+}
+
+// goOn lets a runner learn the cancels that there are, and then go on with the rest of what a former worker left. A runner that has
+// something to look after already tries until it works; only the context ends it.
+func goOn(ctx context.Context, b Base, c runner.Config, r *runner.Runner, busy bool) (_ *control, err error) {
+	var known *control
+	try := func() (err error) {
+		if known == nil {
+			leaveForFormer(ctx, b, c.DataDir)
+			if known, err = startControl(ctx, b, r, c.ID); err != nil {
+				return err
+			}
+		}
+		return r.Recover(ctx)
+	}
+	if busy {
+		err = retry.Until(ctx, b.Logger, "go on with what a former worker left", try)
+	} else {
+		err = try()
+	}
+	if err != nil && known != nil {
+		err = errors.Join(err, known.stop())
+	}
+	return known, err
 }
 
 // committed asks the broker whether a claim of which the answer was lost is this runner's. That the group has passed the

@@ -136,19 +136,22 @@ func runnerNode(b Base, c runner.Config) *node {
 	// Each attempt gathers while its last call is under way (package outbox). Lingering would only be added to every one.
 	n.publishing = kafka.PublisherOptions{Linger: -1, BatchBytes: outbox.BatchBytes}
 	c.Committed, c.Upload, c.OthersFree = committed(b, c.ID), upload(b), othersFree(b, c.ID)
-	n.open = func(ctx context.Context, p *kafka.Publisher) ([]consumer, error) {
-		r, err := openRunner(ctx, b, c, p)
+	var r *runner.Runner
+	n.adopt = func(ctx context.Context, p *kafka.Publisher) (bool, error) {
+		var err error
+		if r, err = openRunner(ctx, b, c, p); err != nil {
+			return false, err
+		}
+		adopted, err := r.Adopt(ctx)
+		if err == nil && adopted > 0 {
+			n.drain = r.Stop
+		}
+		return adopted > 0, err
+	}
+	n.open = func(ctx context.Context, _ *kafka.Publisher) ([]consumer, error) {
+		control, err := goOn(ctx, b, c, r, n.drain != nil)
 		if err != nil {
 			return nil, err
-		}
-		leaveForFormer(ctx, b, c.DataDir)
-		control, err := startControl(ctx, b, r, c.ID)
-		if err != nil {
-			return nil, err
-		}
-		// The cancels are known: what a former worker left goes on.
-		if err := r.Recover(ctx); err != nil {
-			return nil, errors.Join(err, control.stop())
 		}
 		r.Beat()
 		n.drain = func(ctx context.Context) error {
