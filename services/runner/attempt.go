@@ -277,6 +277,13 @@ func (a *attempt) liveWithout(life context.Context, gone *supervisor.GoneError) 
 	if gone.Record != nil && !a.past.names["ProcessStarted"] {
 		a.processStarted(*gone.Record)
 	}
+	if a.past.ending != nil {
+		var at time.Time
+		if gone.Exit != nil {
+			at = gone.Exit.EndedAt
+		}
+		a.tellEnding(at)
+	}
 	a.endOrphan(life, gone)
 	if gone.Stdout != nil {
 		a.endHalfStarted(life, gone, drained)

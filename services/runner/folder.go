@@ -35,6 +35,8 @@ type past struct {
 	begun   *executionv1.TerminationStarted
 	begunAt time.Time
 	killed  bool
+	// ending is a signal of which no fact says whether it was sent.
+	ending *ending
 
 	// sealed is the first seal, sealedAt when it was; over says that there was another one.
 	sealed   *executionv1.OutputSealed
@@ -113,6 +115,8 @@ func (p *past) add(e journal.Entry) error {
 		s := p.of(e.Lost.Stream)
 		s.lose(e.Lost.Start, e.Lost.End)
 		s.mark.Cut = max(s.mark.Cut, e.Lost.End)
+	case e.Ending != nil:
+		return p.addEnding(*e.Ending)
 	case e.Fact != nil:
 		p.recorded = append(p.recorded, e)
 		p.names[e.Fact.Name] = true
@@ -207,7 +211,7 @@ func (p *past) addFact(f journal.Fact) error {
 		if p.begun == nil {
 			p.begunAt = f.At
 		}
-		p.begun = d
+		p.begun, p.ending = d, nil
 		for _, s := range d.GetSignals() {
 			p.killed = p.killed || s.GetSignal().GetName() == "KILL"
 		}

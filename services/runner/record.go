@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -67,11 +66,10 @@ func (a *attempt) append(e journal.Entry) {
 			a.runner.reserve.refill()
 			return
 		}
-		full := errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 		if a.complained.CompareAndSwap(false, true) {
-			a.log.Error("journal cannot be written", "waits", full, "error", err)
+			a.log.Error("journal cannot be written", "waits", full(err), "error", err)
 		}
-		if !full {
+		if !full(err) {
 			return
 		}
 		if a.runner.reserve.give(e.Acked > 0) {

@@ -84,9 +84,13 @@ func newWatch(a *attempt, p *supervisor.Process, l limits, drained <-chan struct
 	waiting, w.stopWait = context.WithCancel(context.Background())
 	ended := w.ended
 	if exit, err, known := p.Ended(); known {
-		ended <- end{exit, err} // Nothing that is due by now has ended it.
+		if e := a.past.ending; a.tellEnding(exit.EndedAt) {
+			w.begun = e.fact
+		}
+		ended <- end{exit, err} // Nothing else that is due by now has ended it.
 		return w
 	}
+	w.resumeEnding(l)
 	go func() {
 		var e end
 		if err := a.guard("wait", func() { e.exit, e.err = p.Wait(waiting) }); err != nil {
@@ -220,16 +224,22 @@ func (w *watch) kill() {
 func (w *watch) signal(sig syscall.Signal) {
 	at := time.Now()
 	fact := &executionv1.TerminationStarted{Cause: w.begun.GetCause(), RequestedBy: w.begun.GetRequestedBy(), Message: w.begun.GetMessage()}
+	w.a.intend(sig, at, fact)
 	switch err := w.process.SignalGroup(sig); {
 	case err == nil:
 		fact.Signals = []*executionv1.SentSignal{{Signal: signalOf(sig), SentAt: timestamp(at)}}
 		w.a.log.Info("signal sent", "signal", signalName(sig), "cause", w.begun.GetCause().String())
-	case errors.Is(err, os.ErrProcessDone):
-		return // Somebody else reaped it, and Wait says so in a moment.
+	case errors.Is(err, os.ErrProcessDone): // Somebody else reaped it, and Wait says so in a moment.
+		if w.a.past.ending == nil {
+			w.a.intend(0, at, nil)
+			return
+		}
+		fact = w.a.past.ending.unsure()
 	default:
 		fact.Message = oneLine(fmt.Sprintf("%s (%s could not be sent: %v)", fact.GetMessage(), signalName(sig), err))
 		w.a.log.Warn("signal cannot be sent", "signal", signalName(sig), "error", err)
 	}
+	w.a.past.ending = nil
 	w.tell(func() { w.a.fact(at, fact) })
 }
 

@@ -24,6 +24,7 @@ type Entry struct {
 	Elided  *Elided `json:"elided,omitempty"`
 	Ended   *Ended  `json:"ended,omitempty"`
 	Lost    *Lost   `json:"lost,omitempty"`
+	Ending  *Ending `json:"ending,omitempty"`
 	Acked   uint64  `json:"acked,omitempty"`
 }
 
@@ -97,6 +98,15 @@ type Lost struct {
 	Stream executionv1.Stream `json:"stream"`
 	Start  uint64             `json:"start"`
 	End    uint64             `json:"end"`
+}
+
+// Ending says that a signal is about to be sent. When it was, the fact that says so follows; when nobody was there to get it, an
+// Ending without a signal.
+type Ending struct {
+	Signal int       `json:"signal,omitempty"`
+	At     time.Time `json:"at,omitzero"`
+	// Payload is the TerminationStarted message in Protobuf, without the signal.
+	Payload []byte `json:"payload,omitempty"`
 }
 
 // End is the offset after the chunk's last byte.
