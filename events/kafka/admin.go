@@ -377,7 +377,7 @@ func (a *Admin) CommittedOffsets(ctx context.Context, group, topic string) (map[
 type Commit struct {
 	// Offset is what the group will go on from.
 	Offset int64
-	// Metadata is SubscriberOptions.CommitMetadata of who committed.
+	// Metadata is what SubscriberOptions.CommitMetadata gave who committed.
 	Metadata string
 }
 
@@ -392,9 +392,16 @@ func (a *Admin) Commits(ctx context.Context, group, topic string) (map[int]Commi
 	for i := range ids {
 		ids[i] = i
 	}
-	res, err := a.link.client.OffsetFetch(ctx, &kafkago.OffsetFetchRequest{
-		GroupID: a.config.wireGroup(group, topic), Topics: map[string][]int{wire: ids},
-	})
+	commits, err := a.link.commits(ctx, a.config.wireGroup(group, topic), wire, ids)
+	if err != nil {
+		return nil, fmt.Errorf("committed offsets of %s: %w", GroupID(group, topic), err)
+	}
+	return commits, nil
+}
+
+// commits returns the last commits of a group for partitions of a topic, both by their names on the wire.
+func (l *link) commits(ctx context.Context, group, topic string, partitions []int) (map[int]Commit, error) {
+	res, err := l.client.OffsetFetch(ctx, &kafkago.OffsetFetchRequest{GroupID: group, Topics: map[string][]int{topic: partitions}})
 	if err == nil {
 		err = res.Error
 	}
@@ -402,12 +409,12 @@ func (a *Admin) Commits(ctx context.Context, group, topic string) (map[int]Commi
 		return map[int]Commit{}, nil // what Kafka tells with -1 for every partition
 	}
 	if err != nil {
-		return nil, fmt.Errorf("committed offsets of %s: %w", GroupID(group, topic), err)
+		return nil, err
 	}
 	commits := map[int]Commit{}
-	for _, p := range res.Topics[wire] {
+	for _, p := range res.Topics[topic] {
 		if p.Error != nil {
-			return nil, fmt.Errorf("committed offsets of %s/%d: %w", GroupID(group, topic), p.Partition, p.Error)
+			return nil, fmt.Errorf("partition %d: %w", p.Partition, p.Error)
 		}
 		if p.CommittedOffset >= 0 {
 			commits[p.Partition] = Commit{Offset: p.CommittedOffset, Metadata: p.Metadata}

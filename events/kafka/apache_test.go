@@ -86,7 +86,7 @@ func TestApacheCommitMetadata(t *testing.T) {
 		t.Fatal(err)
 	}
 	fill(t, c, topic, 2)
-	m := receive(t, subscribe(t, subscriber(t, c, kafka.SubscriberOptions{Group: topic, CommitMetadata: "r1"}), topic))
+	m := receive(t, subscribe(t, subscriber(t, c, kafka.SubscriberOptions{Group: topic, CommitMetadata: signature("r1")}), topic))
 	if err := kafka.CommitSync(t.Context(), m); err != nil {
 		t.Fatal(err)
 	}

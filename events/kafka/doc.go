@@ -43,7 +43,8 @@
 // When the group rebalances, the contexts of what is in flight are cancelled first; what was acknowledged
 // before is committed while the group still allows it; an acknowledgement that comes later changes
 // nothing, because the message may have a new owner. [CommitSync] is the other way round: it commits
-// before the work starts and says whether that worked, so the work is done at most once.
+// before the work starts and says whether that worked, so the work is done at most once. A commit can say
+// who made it ([SubscriberOptions].CommitMetadata), and, since the member is given what was there before, who made those before it.
 //
 // A broker that restarts ends the generation. The member joins again by itself, with the offsets the
 // broker has; messages in flight are delivered again.

@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"sync/atomic"
 	"time"
@@ -50,7 +51,7 @@ func newPartition(s *subscription, c committer, a kafkago.PartitionAssignment) *
 // run delivers until owned ends (the partition may go to somebody else: cancel and commit what was acknowledged)
 // or the subscription stops (drain, then commit).
 func (p *partition) run(owned context.Context) {
-	if !p.pin(owned) {
+	if !p.sign(owned) || !p.pin(owned) {
 		close(p.ended)
 		return
 	}
@@ -76,6 +77,38 @@ func (p *partition) run(owned context.Context) {
 	close(p.ended)
 	if owned.Err() != nil && p.sub.stop.Err() == nil {
 		p.settle()
+	}
+}
+
+// sign makes the metadata of the commits to come. Without what was there before them they could only overwrite it, so it is waited for.
+func (p *partition) sign(owned context.Context) bool {
+	if p.sub.subscriber.options.CommitMetadata == nil {
+		return true
+	}
+	ctx, cancel := context.WithCancel(owned)
+	defer cancel()
+	defer context.AfterFunc(p.sub.stop, cancel)()
+	for wait, told := (pause{}), false; ; {
+		before, err := p.committer.sign(ctx, p.id)
+		if err == nil && before.Offset < p.from {
+			err = fmt.Errorf("the commit at %d is gone", p.from)
+		}
+		if err == nil {
+			if before.Offset > max(p.from, 0) { // A commit under way at the join: it counts.
+				p.from, p.committed, p.window.done = before.Offset, before.Offset, before.Offset
+			}
+			return true
+		}
+		if !told && ctx.Err() == nil {
+			told = true
+			p.log.WarnContext(ctx, "what is committed cannot be read, the partition waits", "error", err)
+		}
+		if staleMetadata(err) {
+			p.sub.subscriber.link.refresh()
+		}
+		if !wait.sleep(ctx) {
+			return false
+		}
 	}
 }
 
@@ -315,7 +348,7 @@ func (p *partition) settle() {
 // pass leaves behind what follows the last record and is none. Otherwise whoever compares the group with the log's end would see it
 // behind for as long as nothing else is written.
 func (p *partition) pass() {
-	signed := p.sub.subscriber.options.CommitMetadata != "" // Then a commit says who has claimed the record below it.
+	signed := p.sub.subscriber.options.CommitMetadata != nil // Then a commit says who has claimed the record below it.
 	if !signed && p.window.size() == 0 && len(p.pending) == 0 && p.handing == nil && p.reached > p.window.done {
 		p.window.done = p.reached
 	}

@@ -49,8 +49,10 @@ type SubscriberOptions struct {
 	NackDelay time.Duration
 	// CommitInterval is how long acknowledged offsets are collected before they are committed.
 	CommitInterval time.Duration
-	// CommitMetadata is stored beside every offset committed, see Admin.Commits: who committed it, for example.
-	CommitMetadata string
+	// CommitMetadata, if not nil, gives what is stored beside every offset committed, see Admin.Commits: who committed it, for example.
+	// It is asked once each time a partition is assigned, before its first message. before is the last commit there, which is
+	// nobody's to change any more, and zero when there was none: what it says can be carried over. At most 4096 bytes; it must not block.
+	CommitMetadata func(before Commit) string
 	// DrainTimeout is how long Close, or the end of Subscribe's context, waits for messages in flight.
 	DrainTimeout time.Duration
 	// SessionTimeout is how long the group waits for a silent member before it gives its partitions
@@ -90,9 +92,6 @@ func (o SubscriberOptions) validate() error {
 	var errs []error
 	if o.Group == "" {
 		errs = append(errs, errors.New("group: is empty"))
-	}
-	if len(o.CommitMetadata) > maxCommitMetadata {
-		errs = append(errs, fmt.Errorf("commit metadata: has %d bytes, the limit is %d", len(o.CommitMetadata), maxCommitMetadata))
 	}
 	for name, v := range map[string]int64{
 		"max in flight": int64(o.MaxInFlight), "max in flight bytes": int64(o.MaxInFlightBytes), "nack delay": int64(o.NackDelay), "commit interval": int64(o.CommitInterval),

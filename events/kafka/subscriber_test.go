@@ -206,22 +206,30 @@ func TestLostPartitionIsCancelledAndNeverCommitted(t *testing.T) {
 }
 
 // signed runs a test without and with SubscriberOptions.CommitMetadata: the commits are two requests.
-func signed(t *testing.T, test func(t *testing.T, signature string)) {
-	for _, signature := range []string{"", "somebody"} {
-		t.Run("signature="+signature, func(t *testing.T) {
+func signed(t *testing.T, test func(t *testing.T, name string)) {
+	for _, name := range []string{"", "somebody"} {
+		t.Run("signature="+name, func(t *testing.T) {
 			t.Parallel()
-			test(t, signature)
+			test(t, name)
 		})
 	}
 }
 
+// signature is a SubscriberOptions.CommitMetadata that has nothing but a name.
+func signature(name string) func(kafka.Commit) string {
+	if name == "" {
+		return nil
+	}
+	return func(kafka.Commit) string { return name }
+}
+
 func TestClaim(t *testing.T) {
 	t.Parallel()
-	signed(t, func(t *testing.T, signature string) {
+	signed(t, func(t *testing.T, name string) {
 		b := startBroker(t)
 		topic := b.topic(t, 1)
 		fill(t, b.config(), topic, 4)
-		s := subscriber(t, b.config(), kafka.SubscriberOptions{Group: "g", MaxInFlight: 3, CommitInterval: time.Hour, DrainTimeout: time.Millisecond, CommitMetadata: signature})
+		s := subscriber(t, b.config(), kafka.SubscriberOptions{Group: "g", MaxInFlight: 3, CommitInterval: time.Hour, DrainTimeout: time.Millisecond, CommitMetadata: signature(name)})
 		messages := subscribe(t, s, topic)
 		m := take(t, messages, 3)
 		claimed := make(chan error, 1)
@@ -240,7 +248,7 @@ func TestClaim(t *testing.T) {
 		if err := <-claimed; err != nil {
 			t.Fatal(err)
 		}
-		if got := commits(t, b.config(), "g", topic)[0]; got != (kafka.Commit{Offset: 2, Metadata: signature}) {
+		if got := commits(t, b.config(), "g", topic)[0]; got != (kafka.Commit{Offset: 2, Metadata: name}) {
 			t.Errorf("committed %+v", got)
 		}
 		if !kafka.Claimed(m[1]) || kafka.Claimed(m[2]) {
@@ -272,11 +280,11 @@ func TestClaim(t *testing.T) {
 
 func TestClaimFailsWithTheBroker(t *testing.T) {
 	t.Parallel()
-	signed(t, func(t *testing.T, signature string) {
+	signed(t, func(t *testing.T, name string) {
 		b := startBroker(t)
 		topic := b.topic(t, 1)
 		fill(t, b.config(), topic, 1)
-		messages := subscribe(t, subscriber(t, b.config(), kafka.SubscriberOptions{Group: "g", CommitMetadata: signature}), topic)
+		messages := subscribe(t, subscriber(t, b.config(), kafka.SubscriberOptions{Group: "g", CommitMetadata: signature(name)}), topic)
 		m := receive(t, messages)
 		b.stop()
 		if err := kafka.CommitSync(t.Context(), m); err == nil {
@@ -298,11 +306,11 @@ func TestClaimFailsWithTheBroker(t *testing.T) {
 
 func TestClaimIsRefusedWhenAnotherOwnsThePartition(t *testing.T) {
 	t.Parallel()
-	signed(t, func(t *testing.T, signature string) {
+	signed(t, func(t *testing.T, name string) {
 		b := startBroker(t)
 		topic := b.topic(t, 1)
 		fill(t, b.config(), topic, 1)
-		messages := subscribe(t, subscriber(t, b.config(), kafka.SubscriberOptions{Group: "g", CommitMetadata: signature}), topic)
+		messages := subscribe(t, subscriber(t, b.config(), kafka.SubscriberOptions{Group: "g", CommitMetadata: signature(name)}), topic)
 		m := receive(t, messages)
 		// The group has moved on, and this member does not know it yet.
 		b.cluster.ControlKey(int16(kmsg.OffsetCommit), func(r kmsg.Request) (kmsg.Response, error, bool) {

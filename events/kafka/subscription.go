@@ -152,6 +152,8 @@ func (s *subscription) leave() {
 
 // committer commits a partition's offset and reports failure.
 type committer interface {
+	// sign gives the commits to come their metadata, and returns the commit before them, zero when there is none.
+	sign(ctx context.Context, partition int) (Commit, error)
 	commit(partition int, offset int64) error
 }
 
@@ -160,11 +162,29 @@ type commits struct {
 	subscriber *Subscriber
 	gen        *kafkago.Generation
 	topic      string // on the wire
+	metadata   string
+}
+
+// sign asks after the join: from then on the coordinator refuses what former owners commit.
+func (c *commits) sign(ctx context.Context, partition int) (Commit, error) {
+	ctx, cancel := context.WithTimeout(ctx, coordinatorTimeout)
+	defer cancel()
+	all, err := c.subscriber.link.commits(ctx, c.gen.GroupID, c.topic, []int{partition})
+	if err != nil {
+		return Commit{}, err
+	}
+	before := all[partition]
+	metadata := c.subscriber.options.CommitMetadata(before)
+	if len(metadata) > maxCommitMetadata {
+		return Commit{}, fmt.Errorf("commit metadata: has %d bytes, the limit is %d", len(metadata), maxCommitMetadata)
+	}
+	c.metadata = metadata
+	return before, nil
 }
 
 func (c *commits) commit(partition int, offset int64) error {
 	var err error
-	if c.subscriber.options.CommitMetadata == "" {
+	if c.subscriber.options.CommitMetadata == nil {
 		err = c.gen.CommitOffsets(map[string]map[int]int64{c.topic: {partition: offset}})
 	} else {
 		err = c.signed(partition, offset)
@@ -181,7 +201,7 @@ func (c *commits) signed(partition int, offset int64) error {
 	defer cancel()
 	res, err := c.subscriber.link.client.OffsetCommit(ctx, &kafkago.OffsetCommitRequest{
 		GroupID: c.gen.GroupID, GenerationID: int(c.gen.ID), MemberID: c.gen.MemberID, Topics: map[string][]kafkago.OffsetCommit{
-			c.topic: {{Partition: partition, Offset: offset, Metadata: c.subscriber.options.CommitMetadata}},
+			c.topic: {{Partition: partition, Offset: offset, Metadata: c.metadata}},
 		},
 	})
 	if err != nil {

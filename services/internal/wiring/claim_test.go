@@ -21,12 +21,12 @@ func TestWhoseClaimItIs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := message.NewMessage("1", nil)
-	m.Metadata["ce_partitionkey"] = execution
-	next := message.NewMessage("2", nil)
-	next.Metadata["ce_partitionkey"] = execution
-	if err := r.pub.Publish(events.TopicWork, m, next); err != nil {
-		t.Fatal(err)
+	for _, id := range []string{"1", "2", "3", "4"} {
+		m := message.NewMessage(id, nil)
+		m.Metadata["ce_partitionkey"] = execution
+		if err := r.pub.Publish(events.TopicWork, m); err != nil {
+			t.Fatal(err)
+		}
 	}
 	launch := func(m *message.Message) journal.Launch {
 		at, _ := kafka.PositionFromContext(m.Context())
@@ -41,28 +41,45 @@ func TestWhoseClaimItIs(t *testing.T) {
 		return mine
 	}
 	first := r.work("r1")
+	own := claim(t, first.messages)
 	l := launch(receiveWork(t, first.messages))
 	if ask("r1", l) {
 		t.Error("nobody has claimed it")
 	}
 	first.close()
 	second := r.work("r2")
-	claimed := receiveWork(t, second.messages)
-	if err := kafka.CommitSync(t.Context(), claimed); err != nil {
+	check := func(owner string, l journal.Launch) {
+		t.Helper()
+		for _, id := range []string{"r1", "r2", "r3"} {
+			if ask(id, l) != (id == owner) {
+				t.Errorf("offset %d is %s's; %s has another answer", l.Offset, owner, id)
+			}
+		}
+	}
+	claim(t, second.messages)
+	check("r2", l)
+	// The commit is of the next one now, and nobody has said anything about the first.
+	next := launch(claim(t, second.messages))
+	check("r2", l)
+	check("r2", next)
+	second.close()
+	third := r.work("r3")
+	last := launch(claim(t, third.messages))
+	check("r1", launch(own))
+	check("r2", l)
+	check("r2", next)
+	check("r3", last)
+}
+
+// claim claims the next message.
+func claim(t *testing.T, messages <-chan *message.Message) *message.Message {
+	t.Helper()
+	m := receiveWork(t, messages)
+	if err := kafka.CommitSync(t.Context(), m); err != nil {
 		t.Fatal(err)
 	}
-	if ask("r1", l) || !ask("r2", l) {
-		t.Error("r2 claimed it")
-	}
-	claimed.Ack()
-	// The signature is the next one's now, and nobody has said anything about the first.
-	last := receiveWork(t, second.messages)
-	if err := kafka.CommitSync(t.Context(), last); err != nil {
-		t.Fatal(err)
-	}
-	if !ask("r2", launch(last)) || ask("r1", launch(last)) {
-		t.Error("r2 claimed the next one")
-	}
+	m.Ack()
+	return m
 }
 
 type worker struct {
@@ -72,7 +89,7 @@ type worker struct {
 
 func (r *rig) work(id string) worker {
 	r.t.Helper()
-	s, err := kafka.NewSubscriber(r.base.Kafka, kafka.SubscriberOptions{Group: "runner", CommitMetadata: id, DrainTimeout: time.Millisecond})
+	s, err := kafka.NewSubscriber(r.base.Kafka, kafka.SubscriberOptions{Group: "runner", CommitMetadata: wiring.Signature(id), DrainTimeout: time.Millisecond})
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -76,8 +76,8 @@ type consumer struct {
 	fetchBytes    int
 	// slow says that messages may be in flight for long.
 	slow bool
-	// signature is stored beside the offsets committed.
-	signature string
+	// signature, if not nil, gives what is stored beside the offsets committed, see kafka.SubscriberOptions.CommitMetadata.
+	signature func(before kafka.Commit) string
 	// owned, if not nil, is told of the partitions that are this member's, see kafka.SubscriberOptions.OnOwned.
 	owned func(owned context.Context, partition int)
 	// joined, if not nil, is told each time under which name the group knows this member.

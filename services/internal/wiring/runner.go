@@ -14,6 +14,7 @@ import (
 	"verbatim.dev/events"
 	"verbatim.dev/events/codec"
 	"verbatim.dev/events/kafka"
+	"verbatim.dev/services/internal/claim"
 	"verbatim.dev/services/internal/lifecycle"
 	"verbatim.dev/services/internal/retry"
 	"verbatim.dev/services/runner"
@@ -128,9 +129,14 @@ func goOn(ctx context.Context, b Base, c runner.Config, r *runner.Runner, busy b
 	return known, err
 }
 
+// signature is what a runner signs its commits with.
+func signature(id string) func(before kafka.Commit) string {
+	return func(before kafka.Commit) string { return claim.Sign(before, id) }
+}
+
 // committed asks the broker whether a claim of which the answer was lost is this runner's. That the group has passed the
-// message says that somebody claimed it; runners sign what they commit. When the group has gone on since, the signature
-// is another message's: then it was another runner when the log has a fact of another one about the attempt.
+// message says that somebody claimed it, and the signature who it was. It does not for what is older than all that it tells
+// apart, and what an older version committed: then it was another runner when the log has a fact of another one about the attempt.
 func committed(b Base, id string) func(context.Context, journal.Launch) (bool, error) {
 	return func(ctx context.Context, l journal.Launch) (bool, error) {
 		if !l.Placed {
@@ -146,8 +152,8 @@ func committed(b Base, id string) func(context.Context, journal.Launch) (bool, e
 		if err != nil || last.Offset <= l.Offset {
 			return false, err
 		}
-		if last.Offset == l.Offset+1 && last.Metadata != "" {
-			return last.Metadata == id, nil
+		if owner := claim.Owner(last, l.Offset); owner != "" {
+			return owner == id, nil
 		}
 		other, err := otherRunner(ctx, b, admin, "/verbatim/runner/"+id, l)
 		return !other, err

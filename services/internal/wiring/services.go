@@ -158,7 +158,7 @@ func runnerNode(b Base, c runner.Config) *node {
 			err := r.Stop(ctx)
 			return errors.Join(err, control.stop())
 		}
-		return []consumer{{topic: events.TopicWork, inFlight: 1, fetchBytes: sinkFetchBytes, signature: c.ID, joined: rememberMember(b, c.DataDir), paused: r.Paused, handle: r.Handle}}, nil
+		return []consumer{{topic: events.TopicWork, inFlight: 1, fetchBytes: sinkFetchBytes, signature: signature(c.ID), joined: rememberMember(b, c.DataDir), paused: r.Paused, handle: r.Handle}}, nil
 	}
 	return n
 }

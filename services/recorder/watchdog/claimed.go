@@ -11,6 +11,7 @@ import (
 	"verbatim.dev/events/codec"
 	"verbatim.dev/events/kafka"
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
+	"verbatim.dev/services/internal/claim"
 )
 
 // A runner claims an attempt by committing its place in the queue of work, and tells everybody with ProcessStarted or its next heartbeat.
@@ -28,15 +29,15 @@ const (
 	notQueued = -1
 )
 
-// taken says whether the queue's group has passed a prepared attempt, and notes it. Who committed is known until somebody else does.
+// taken says whether the queue's group has passed a prepared attempt, and notes it. Who committed is known for the last owners.
 func (w *Watchdog) taken(key uuid.UUID, o *entry, now time.Duration, claims map[int]kafka.Commit) bool {
 	last := claims[kafka.PartitionFor([]byte(key.String()), w.queues)]
 	if last.Offset < o.work {
 		return false
 	}
 	o.stage, o.listed = claimed, now
-	if last.Offset == o.work && last.Metadata != "" && (w.runners[last.Metadata] != nil || len(w.runners) < maxRunners) {
-		o.runner = w.runner(last.Metadata)
+	if id := claim.Owner(last, o.work-1); id != "" && (w.runners[id] != nil || len(w.runners) < maxRunners) {
+		o.runner = w.runner(id)
 	}
 	return true
 }

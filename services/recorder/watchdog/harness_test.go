@@ -26,6 +26,7 @@ import (
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
 	"verbatim.dev/projections/clickhouse"
 	embedded "verbatim.dev/services/embedded/kafka"
+	"verbatim.dev/services/internal/claim"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -337,7 +338,7 @@ func (s *theatre) beat(ids ...string) {
 // claim commits as a runner does that takes these, until nothing else is left before the next one in the queue.
 func (s *theatre) claim(runner string, ids ...string) {
 	s.Helper()
-	s.take(events.TopicWork, kafka.SubscriberOptions{Group: "runner", MaxInFlight: 1, CommitMetadata: runner}, ids...)
+	s.take(events.TopicWork, kafka.SubscriberOptions{Group: "runner", MaxInFlight: 1, CommitMetadata: func(before kafka.Commit) string { return claim.Sign(before, runner) }}, ids...)
 }
 
 func (s *theatre) take(topic string, o kafka.SubscriberOptions, ids ...string) {
