@@ -23,6 +23,16 @@ const (
 	claimTime = 15 * time.Second
 )
 
+// Whose says whose an attempt is.
+type Whose int
+
+// Nobodys: nobody has claimed it, so the broker brings it again.
+const (
+	Nobodys Whose = iota
+	Mine
+	Anothers
+)
+
 func keyOf(work events.Event) string { return fmt.Sprintf("%s/%d", work.Subject, work.Attempt) }
 
 // own gets a slot and the claim. A cancelled attempt needs no slot: nothing of it will run.
@@ -94,9 +104,9 @@ func (r *Runner) settle(a *attempt) {
 	begun := time.Now()
 	var told error
 	for {
-		mine, err := r.ask(a)
+		whose, err := r.ask(a)
 		switch {
-		case mine:
+		case whose == Mine:
 			r.enter(a)
 			a.log.Info("claim whose answer was lost is this runner's")
 			r.run(a)
@@ -104,7 +114,7 @@ func (r *Runner) settle(a *attempt) {
 		case err != nil && told == nil:
 			told = err
 			a.log.Warn("whether the claim is this runner's is not known, it is asked again", "error", err)
-		case err == nil && time.Since(begun) > claimTime && r.giveUp(a):
+		case err == nil && (whose == Anothers || time.Since(begun) > claimTime) && r.giveUp(a):
 			a.forget()
 			r.dismiss(a)
 			return
@@ -119,13 +129,13 @@ func (r *Runner) settle(a *attempt) {
 	}
 }
 
-// ask asks whether a claim is this runner's.
-func (r *Runner) ask(a *attempt) (bool, error) {
+// ask asks whose a claim is.
+func (r *Runner) ask(a *attempt) (Whose, error) {
 	r.mu.Lock()
 	granted := a.granted
 	r.mu.Unlock()
 	if granted {
-		return true, nil
+		return Mine, nil
 	}
 	ctx, cancel := context.WithTimeout(r.life, askTime)
 	defer cancel()

@@ -20,7 +20,7 @@ var errAnswerLost = errors.New("connection reset by peer")
 
 // group is what the broker knows of the one claim of a test.
 type group struct {
-	mine  atomic.Bool
+	whose atomic.Value
 	asked atomic.Int32
 	// lose: the answer of a claim is lost; grant: the broker has it.
 	lose, grant atomic.Bool
@@ -28,7 +28,7 @@ type group struct {
 
 func (g *group) claim(context.Context, *message.Message) error {
 	if g.grant.Load() {
-		g.mine.Store(true)
+		g.whose.Store(runner.Mine)
 	}
 	if g.lose.Load() {
 		return errAnswerLost
@@ -37,11 +37,12 @@ func (g *group) claim(context.Context, *message.Message) error {
 }
 
 func (g *group) configure(c *runner.Config) {
-	c.Committed = func(context.Context, journal.Launch) (bool, error) {
+	c.Committed = func(context.Context, journal.Launch) (runner.Whose, error) {
 		if g.asked.Add(1) == 1 {
-			return false, errors.New("no broker") // The first question is lost, too.
+			return runner.Nobodys, errors.New("no broker") // The first question is lost, too.
 		}
-		return g.mine.Load(), nil
+		whose, _ := g.whose.Load().(runner.Whose)
+		return whose, nil
 	}
 }
 
@@ -86,10 +87,20 @@ func TestClaimThatDidNotGetThrough(t *testing.T) {
 	}
 }
 
-// Nobody has claimed it: it is not this runner's, and its slot is free again.
+// Another runner has claimed it, or nobody for long: it is not this runner's, and its slot is free again.
 func TestClaimThatIsNotThere(t *testing.T) {
 	t.Parallel()
+	for name, whose := range map[string]runner.Whose{"another's": runner.Anothers, "nobody's": runner.Nobodys} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			claimThatIsNotThere(t, whose)
+		})
+	}
+}
+
+func claimThatIsNotThere(t *testing.T, whose runner.Whose) {
 	g := &group{}
+	g.whose.Store(whose)
 	g.lose.Store(true)
 	f := newRunnerWith(t, g.claim, func(c *runner.Config) {
 		g.configure(c)
@@ -123,7 +134,7 @@ func TestClaimWithoutAnAnswerAtTheEnd(t *testing.T) {
 	if err := f.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	g.mine.Store(true)
+	g.whose.Store(runner.Mine)
 	next := newRunnerWith(t, g.claim, func(c *runner.Config) {
 		g.configure(c)
 		c.DataDir = f.data

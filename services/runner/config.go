@@ -51,8 +51,8 @@ type Config struct {
 	SpoolBytes uint64
 	// Supervisor holds the processes. nil: one in this process, whose processes end with it.
 	Supervisor *supervisor.Client
-	// Committed asks the broker whether a claim of which the answer was lost, in a crash or on its way, is this runner's. nil: it never is.
-	Committed func(ctx context.Context, l journal.Launch) (bool, error)
+	// Committed asks the broker whose a claim is of which the answer was lost, in a crash or on its way. nil: nobody's.
+	Committed func(ctx context.Context, l journal.Launch) (Whose, error)
 	// Upload gives the parts of an uploaded standard input, in order; it may give one again. It waits while the broker is away, until
 	// the context ends, and returns ErrUploadGone when the log does not have them any more, or what take returned. It keeps no
 	// part. nil: an execution with an upload fails.

@@ -134,14 +134,15 @@ func (r *Runner) Recover(ctx context.Context) error {
 		a := r.left[0]
 		mine := a.past.claimed
 		if !mine {
-			var err error
-			if mine, err = r.asked(ctx, a.past.launch); err != nil {
-				return fmt.Errorf("ask whether attempt %s was claimed: %w", a.key, err)
+			whose, err := r.asked(ctx, a.past.launch)
+			if err != nil {
+				return fmt.Errorf("ask whose attempt %s is: %w", a.key, err)
 			}
+			mine = whose == Mine
 		}
 		r.left = r.left[1:]
 		if !mine {
-			a.log.InfoContext(ctx, "attempt was not claimed before the crash, it comes again")
+			a.log.InfoContext(ctx, "attempt was not claimed before the crash, it comes again or is another runner's")
 			a.forget()
 			continue
 		}
@@ -153,10 +154,10 @@ func (r *Runner) Recover(ctx context.Context) error {
 	return nil
 }
 
-// asked asks the broker whether a claim is this runner's.
-func (r *Runner) asked(ctx context.Context, l *journal.Launch) (bool, error) {
+// asked asks the broker whose a claim is.
+func (r *Runner) asked(ctx context.Context, l *journal.Launch) (Whose, error) {
 	if r.config.Committed == nil {
-		return false, nil
+		return Nobodys, nil
 	}
 	return r.config.Committed(ctx, *l)
 }

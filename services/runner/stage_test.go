@@ -141,9 +141,12 @@ func playWorker(data string) int {
 	c := runner.Config{
 		ID: "r1", DataDir: data, Supervisor: client, Slots: 200, Grace: time.Second, DrainTime: time.Second,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
-		Committed: func(_ context.Context, l journal.Launch) (bool, error) {
+		Committed: func(_ context.Context, l journal.Launch) (runner.Whose, error) {
 			answer, err := work.call(wire{Kind: "committed", UUID: l.Execution})
-			return answer.OK, err
+			if answer.OK {
+				return runner.Mine, err
+			}
+			return runner.Nobodys, err
 		},
 	}
 	var r *runner.Runner

@@ -10,6 +10,7 @@ import (
 	"verbatim.dev/events"
 	"verbatim.dev/events/kafka"
 	"verbatim.dev/services/internal/wiring"
+	"verbatim.dev/services/runner"
 	"verbatim.dev/services/runner/journal"
 )
 
@@ -34,11 +35,11 @@ func TestWhoseClaimItIs(t *testing.T) {
 	}
 	ask := func(id string, l journal.Launch) bool {
 		t.Helper()
-		mine, err := wiring.Committed(r.base, id)(t.Context(), l)
+		whose, err := wiring.Committed(r.base, id)(t.Context(), l)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return mine
+		return whose == runner.Mine
 	}
 	first := r.work("r1")
 	own := claim(t, first.messages)

@@ -134,29 +134,34 @@ func signature(id string) func(before kafka.Commit) string {
 	return func(before kafka.Commit) string { return claim.Sign(before, id) }
 }
 
-// committed asks the broker whether a claim of which the answer was lost is this runner's. That the group has passed the
+// committed asks the broker whose a claim is of which the answer was lost. That the group has passed the
 // message says that somebody claimed it, and the signature who it was. It does not for what is older than all that it tells
 // apart, and what an older version committed: then it was another runner when the log has a fact of another one about the attempt.
-func committed(b Base, id string) func(context.Context, journal.Launch) (bool, error) {
-	return func(ctx context.Context, l journal.Launch) (bool, error) {
+func committed(b Base, id string) func(context.Context, journal.Launch) (runner.Whose, error) {
+	return func(ctx context.Context, l journal.Launch) (runner.Whose, error) {
 		if !l.Placed {
-			return false, nil
+			return runner.Nobodys, nil
 		}
 		admin, err := kafka.NewAdmin(b.Kafka)
 		if err != nil {
-			return false, err
+			return runner.Nobodys, err
 		}
 		defer admin.Close()
 		commits, err := admin.Commits(ctx, "runner", events.TopicWork)
 		last := commits[l.Partition]
 		if err != nil || last.Offset <= l.Offset {
-			return false, err
+			return runner.Nobodys, err
 		}
+		other := false
 		if owner := claim.Owner(last, l.Offset); owner != "" {
-			return owner == id, nil
+			other = owner != id
+		} else if other, err = otherRunner(ctx, b, admin, "/verbatim/runner/"+id, l); err != nil {
+			return runner.Nobodys, err
 		}
-		other, err := otherRunner(ctx, b, admin, "/verbatim/runner/"+id, l)
-		return !other, err
+		if other {
+			return runner.Anothers, nil
+		}
+		return runner.Mine, nil
 	}
 }
 
