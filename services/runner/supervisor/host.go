@@ -18,24 +18,22 @@
 // A process is started at most once, also when the supervisor itself is killed in the middle: StartingFile is made
 // exclusively and synced before fork(2). A supervisor that finds one it knows nothing of answers Gone, with what the
 // former one had written down.
+//
+// The directory and the program are looked for before that. Where a mount does not answer, only the processes that were to start there wait,
+// nothing of theirs is reserved, and neither the next worker nor the supervisor's own end waits for them.
 package supervisor
 
 import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
 	"syscall"
 
-	"google.golang.org/protobuf/proto"
-
-	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
 	"verbatim.dev/services/runner/cgroup"
-	"verbatim.dev/services/runner/journal"
 	"verbatim.dev/services/runner/process"
 	"verbatim.dev/services/runner/protocol"
 )
@@ -47,10 +45,12 @@ type Host struct {
 	family Family
 	waits  sync.WaitGroup
 
-	mu      sync.Mutex
-	held    map[string]*held
-	changed chan struct{} // Closed and replaced when one was released.
-	worker  *protocol.Conn
+	mu       sync.Mutex
+	held     map[string]*held
+	changed  chan struct{}            // Closed and replaced when one was released.
+	worker   *protocol.Conn           // nil: none is served.
+	starting map[string]chan struct{} // Attempts that are being started; closed when that is over.
+	starts   sync.WaitGroup           // Those, too. It is added to while worker is served.
 }
 
 // held is one process that was not released.
@@ -67,7 +67,7 @@ type held struct {
 
 // NewHost returns a host without processes.
 func NewHost(l *slog.Logger) *Host {
-	return &Host{logger: l, held: make(map[string]*held), changed: make(chan struct{})}
+	return &Host{logger: l, held: make(map[string]*held), changed: make(chan struct{}), starting: make(map[string]chan struct{})}
 }
 
 // UseGroups gives every attempt from now on a control group.
@@ -94,7 +94,7 @@ func (h *Host) UseGroups(r *cgroup.Root) {
 }
 
 // Serve answers one worker until its end of the socket is closed. Only one worker is served at a time. ready is
-// called when the worker says so.
+// called when the worker says so. A start that has not begun by the end, since a mount does not answer, never does.
 func (h *Host) Serve(c *protocol.Conn, ready func()) error {
 	h.mu.Lock()
 	h.worker = c
@@ -103,18 +103,15 @@ func (h *Host) Serve(c *protocol.Conn, ready func()) error {
 		h.mu.Lock()
 		h.worker = nil
 		h.mu.Unlock()
+		h.starts.Wait() // The next worker finds what this one started.
 	}()
-	// Starts are done side by side: each waits for the disk and for fork(2). The next worker is not served before they are over, so
-	// that it finds what this one started.
-	var starts sync.WaitGroup
-	defer starts.Wait()
 	for {
 		m, err := c.Receive()
 		if err != nil {
 			return err
 		}
 		if m.Kind == protocol.Start {
-			starts.Go(func() { _ = h.reply(c, m) }) // An error is seen by Receive, too.
+			go h.start(c, m) // Side by side: each waits for the disk and for fork(2).
 			continue
 		}
 		if m.Kind == protocol.Ready && ready != nil {
@@ -127,21 +124,16 @@ func (h *Host) Serve(c *protocol.Conn, ready func()) error {
 }
 
 func (h *Host) reply(c *protocol.Conn, m protocol.Message) error {
-	answer, after := h.answer(m)
+	answer := h.answer(m)
 	answer.Number = m.Number
-	err := c.Send(answer)
-	after()
-	return err
+	return c.Send(answer)
 }
 
-// answer does what was asked. What it returns second is to be called when the answer is sent.
-func (h *Host) answer(m protocol.Message) (answer protocol.Message, after func()) {
-	after = func() {}
+// answer does what was asked.
+func (h *Host) answer(m protocol.Message) protocol.Message {
 	switch m.Kind {
-	case protocol.Start:
-		return h.start(m)
 	case protocol.Signal:
-		return h.signal(m), after
+		return h.signal(m)
 	case protocol.StdinDone:
 		h.stdinDone(m.Attempt)
 	case protocol.Reap:
@@ -151,51 +143,9 @@ func (h *Host) answer(m protocol.Message) (answer protocol.Message, after func()
 	case protocol.Ready:
 	default:
 		protocol.CloseAll(m.Files)
-		return protocol.Message{Kind: protocol.Done, Error: fmt.Sprintf("unknown request %q", m.Kind)}, after
+		return protocol.Message{Kind: protocol.Done, Error: fmt.Sprintf("unknown request %q", m.Kind)}
 	}
-	return protocol.Message{Kind: protocol.Done}, after
-}
-
-// start starts the process, or finds it.
-func (h *Host) start(m protocol.Message) (protocol.Message, func()) {
-	h.mu.Lock()
-	p, known := h.held[m.Attempt]
-	h.mu.Unlock()
-	if known {
-		protocol.CloseAll(m.Files)
-		return h.started(p), func() { h.tell(m.Attempt) }
-	}
-	file, err := reserve(m.Folder)
-	if errors.Is(err, fs.ErrExist) {
-		protocol.CloseAll(m.Files)
-		return gone(m.Folder), func() {}
-	} else if err != nil {
-		protocol.CloseAll(m.Files)
-		return protocol.Message{Kind: protocol.Done, Error: fmt.Sprintf("reserve the start: %v", err), Errno: errnoOf(err)}, func() {}
-	}
-	p, record := h.fork(m, h.pipe(m))
-	// Without a sync: when the machine dies, so does the process, and what this says is of no use any more.
-	if err := errors.Join(json.NewEncoder(file).Encode(record), file.Close()); err != nil {
-		h.logger.Error("start record cannot be written", "attempt", m.Attempt, "error", err)
-	}
-	if p == nil {
-		return protocol.Message{Kind: protocol.Gone, Record: &record}, func() {}
-	}
-	return h.started(p), func() {
-		h.waits.Go(func() { h.wait(m.Attempt, m.Folder, p) })
-	}
-}
-
-// reserve makes the start of an attempt ours for ever, and returns the file for its record; fs.ErrExist when it was reserved before.
-func reserve(folder string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(folder, protocol.StartingFile), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := journal.SyncFolder(folder); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
+	return protocol.Message{Kind: protocol.Done}
 }
 
 // pipe opens the process's pipes and hands out the read ends before there is a process: from its first byte on somebody can read
@@ -216,11 +166,11 @@ func (h *Host) pipe(m protocol.Message) *process.Pipes {
 	return pipes
 }
 
-// fork starts the process and enters it.
-func (h *Host) fork(m protocol.Message, pipes *process.Pipes) (*held, protocol.Record) {
+// fork starts the process and enters it; or it writes down why specOf said that there is none.
+func (h *Host) fork(m protocol.Message, spec process.Spec, refused error) (*held, protocol.Record) {
 	failed := func(err error) (*held, protocol.Record) {
 		protocol.CloseAll(m.Files)
-		pipes.Close()
+		spec.Pipes.Close()
 		f := &protocol.Failure{Message: err.Error()}
 		var start *process.StartError
 		if errors.As(err, &start) {
@@ -228,11 +178,10 @@ func (h *Host) fork(m protocol.Message, pipes *process.Pipes) (*held, protocol.R
 		}
 		return nil, protocol.Record{Failure: f}
 	}
-	// Before the lock: a folder on a mount that does not answer must not keep the others from being started.
-	spec, err := specOf(m, pipes)
-	if err != nil {
-		return failed(err)
+	if refused != nil {
+		return failed(refused)
 	}
+	spec.Pipes = h.pipe(m)
 	h.family.forking.RLock()
 	defer h.family.forking.RUnlock()
 	p, group, err := h.begin(m, spec)
@@ -250,21 +199,6 @@ func (h *Host) fork(m protocol.Message, pipes *process.Pipes) (*held, protocol.R
 	h.family.enter(e.process.PID)
 	h.mu.Unlock()
 	return e, e.record
-}
-
-// specOf is what to start, checked.
-func specOf(m protocol.Message, pipes *process.Pipes) (s process.Spec, err error) {
-	s = process.Spec{
-		Argv: m.Command.Argv, Environment: m.Command.Environment, Directory: m.Command.Directory, Stdin: len(m.Files) > 0, Pipes: pipes,
-	}
-	if len(m.Command.Limits) > 0 {
-		s.Limits = &executionv1.Limits{}
-		if err := proto.Unmarshal(m.Command.Limits, s.Limits); err != nil {
-			return s, process.Unavailable(0, "the limits cannot be read: %v", err)
-		}
-	}
-	s.Path, err = s.Find()
-	return s, err
 }
 
 // begin makes the attempt's control group and starts the process in it. A group that nothing was to be limited by is left out where it

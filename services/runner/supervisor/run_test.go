@@ -21,8 +21,9 @@ import (
 )
 
 // superVariable makes the test binary a supervisor whose workers play what it says. Its value for them is in workerVariable: "steady", or a
-// folder, in which the first worker starts a process and dies, and all others die at once.
-const superVariable, workerVariable = "VERBATIM_TEST_SUPERVISOR", "VERBATIM_TEST_WORKER"
+// folder, in which the first worker starts a process and dies, and all others die at once; or hangsIn and a directory that does not answer, in
+// which every worker starts one.
+const superVariable, workerVariable, hangsIn = "VERBATIM_TEST_SUPERVISOR", "VERBATIM_TEST_WORKER", "hangs:"
 
 func playSupervisor(plays string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
@@ -50,7 +51,12 @@ func playWorker(plays string) int {
 		return complain(err)
 	}
 	c := supervisor.NewClient(conn)
-	if plays != "steady" {
+	directory, hangs := strings.CutPrefix(plays, hangsIn)
+	if hangs {
+		command := shell("exec sleep 600")
+		command.Directory = directory
+		go func() { _, _ = c.Start("1", filepath.Join(directory, "attempt"), command, nil) }()
+	} else if plays != "steady" {
 		if _, err := os.Stat(filepath.Join(plays, protocol.StartingFile)); err == nil {
 			return 1
 		}
@@ -61,7 +67,7 @@ func playWorker(plays string) int {
 	if err := c.Ready(); err != nil {
 		return complain(err)
 	}
-	if plays != "steady" {
+	if plays != "steady" && !hangs {
 		return 1
 	}
 	fmt.Fprintln(os.Stderr, "worker", os.Getpid())

@@ -32,6 +32,7 @@ const patience = 60 * time.Second
 const hostVariable = "VERBATIM_TEST_HOST"
 
 func TestMain(m *testing.M) {
+	supervisor.SetFind(findSlowly)
 	if os.Getenv(hostVariable) != "" {
 		os.Exit(playHost())
 	}
