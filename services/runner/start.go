@@ -23,6 +23,9 @@ var errCancelled = errors.New("cancelled before the start")
 // errExpired says that nobody expects the attempt to be started any more.
 var errExpired = errors.New("no runner took it in time")
 
+// askAgain is how long descriptors are waited for before a running process is asked for again.
+const askAgain = time.Second
+
 // limits are the times that bound an attempt.
 type limits struct {
 	timeout time.Duration // 0: none.
@@ -76,8 +79,27 @@ func (a *attempt) start(life context.Context) (limits, *supervisor.Process, erro
 		}
 	}
 	command.Argv, command.Environment, command.Directory = a.spec.GetArgv(), environment(a.work, a.spec, where.home), where.path
-	p, err := a.runner.client.Start(a.key, a.folder, command, document)
+	p, err := a.ask(life, command, document)
 	return bounds, p, err
+}
+
+// ask asks the supervisor for the process until it has the pipes too: a process that runs is not given up for want of descriptors, of
+// which others give some back.
+func (a *attempt) ask(life context.Context, command protocol.Command, document *os.File) (*supervisor.Process, error) {
+	for said := false; ; said = true {
+		p, err := a.runner.client.Start(a.key, a.folder, command, document)
+		if !errors.Is(err, supervisor.ErrNoDescriptors) {
+			return p, err
+		}
+		if !said {
+			a.log.WarnContext(life, "process runs unread until descriptors are free", "error", err)
+		}
+		select {
+		case <-time.After(askAgain):
+		case <-life.Done():
+			return nil, errLeft
+		}
+	}
 }
 
 // directory is where the process works.

@@ -9,12 +9,15 @@
 //	                                     starts it, once for ever          ──► Started + stdout, stderr, stdin, document
 //	                                     it runs here already              ──► the same, again
 //	                                     it was started by one that ended  ──► Gone
+//	                                     its document was cut (below)      ──► error EMFILE, nothing is reserved
 //	Signal{attempt, signal}         ──►  signals the group                 ──► ok or error
 //	StdinDone{attempt}              ──►  closes its copy of the pipe
 //	Reap{attempt}                   ──►  reaps; keeps its copies of stdout and stderr, and the exit
 //	Release{attempt}                ──►  reaps, closes its copies, forgets
 //	Ready{}                         ──►  the worker takes work
 //	                                     the process ended                 ──► Exited{attempt, exit}
+//
+// Who has no descriptor free for the files of a message gets it without them, as Cut. A worker that gets Started so asks again.
 //
 // The end of the socket is the end of the other side: of the worker, and the supervisor starts another one; of
 // the supervisor, and the worker finishes what it has and ends.
@@ -71,6 +74,8 @@ type Message struct {
 	Errno   syscall.Errno  `json:"errno,omitempty"`
 	// Files travel beside the message and belong to who receives it.
 	Files []*os.File `json:"-"`
+	// Cut is set by Receive when not all files came, since this process has no descriptor free for them; then Files is empty.
+	Cut bool `json:"-"`
 }
 
 // Command is what to start. A document for the process's standard input comes as the only file.
@@ -217,11 +222,11 @@ func (c *Conn) Send(m Message) error {
 	return nil
 }
 
-// Receive returns the next message, or io.EOF when the other side has ended.
+// Receive returns the next message, or io.EOF when the other side has ended. One whose files cannot all be taken comes without any, as Cut.
 func (c *Conn) Receive() (Message, error) {
 	var m Message
 	header, rights := make([]byte, 4), make([]byte, unix.CmsgSpace(4*maxFiles))
-	n, oobn, _, _, err := c.socket.ReadMsgUnix(header, rights)
+	n, oobn, flags, _, err := c.socket.ReadMsgUnix(header, rights)
 	if err == nil && n == 0 {
 		err = io.EOF
 	}
@@ -229,6 +234,12 @@ func (c *Conn) Receive() (Message, error) {
 		return m, ended(err)
 	}
 	files, err := take(rights[:oobn])
+	// The kernel gives as many as there is room for (unix(7)), which may be none, and says that it was not all.
+	cut := flags&unix.MSG_CTRUNC != 0
+	if cut || err != nil {
+		CloseAll(files)
+		files = nil
+	}
 	if err != nil {
 		return m, err
 	}
@@ -250,7 +261,7 @@ func (c *Conn) Receive() (Message, error) {
 	if err := json.Unmarshal(body, &m); err != nil {
 		return fail(fmt.Errorf("decode message: %w", err))
 	}
-	m.Files = files
+	m.Files, m.Cut = files, cut
 	return m, nil
 }
 
@@ -262,27 +273,24 @@ func ended(err error) error {
 	return fmt.Errorf("receive message: %w", err)
 }
 
-func take(rights []byte) ([]*os.File, error) {
-	if len(rights) == 0 {
-		return nil, nil
-	}
-	messages, err := unix.ParseSocketControlMessage(rights)
-	if err != nil {
-		return nil, fmt.Errorf("receive files: %w", err)
-	}
-	var files []*os.File
-	for _, m := range messages {
-		fds, err := unix.ParseUnixRights(&m)
-		if err != nil {
-			CloseAll(files)
-			return nil, fmt.Errorf("receive files: %w", err)
+// take returns all files that came, also beside an error.
+func take(rights []byte) (files []*os.File, err error) {
+	for len(rights) > 0 {
+		header, data, rest, parseErr := unix.ParseOneSocketControlMessage(rights)
+		if parseErr != nil {
+			return files, errors.Join(err, fmt.Errorf("receive files: %w", parseErr))
+		}
+		rights = rest
+		fds, parseErr := unix.ParseUnixRights(&unix.SocketControlMessage{Header: header, Data: data})
+		if parseErr != nil {
+			err = errors.Join(err, fmt.Errorf("receive files: %w", parseErr))
 		}
 		for _, fd := range fds {
 			unix.CloseOnExec(fd)
 			files = append(files, os.NewFile(uintptr(fd), "received"))
 		}
 	}
-	return files, nil
+	return files, err
 }
 
 // CloseAll closes files; nil ones are passed over.

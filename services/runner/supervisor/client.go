@@ -20,6 +20,9 @@ import (
 // ErrEnded says that the supervisor is gone, and with it the exit status of what it ran.
 var ErrEnded = errors.New("supervisor ended, and the exit status with it")
 
+// ErrNoDescriptors says that the process is there, and that this worker has too few descriptors free to take its pipes.
+var ErrNoDescriptors = errors.New("no descriptors are free for the pipes of a process that runs")
+
 // Client is the worker's side. It is safe for concurrent use.
 type Client struct {
 	conn *protocol.Conn
@@ -130,7 +133,8 @@ type Process struct {
 }
 
 // Start starts the process of an attempt, or finds the one that was started before. An error is a *process.StartError when
-// there is no process and never will be, a *GoneError when there was one, and else one after which it may be asked again.
+// there is no process and never will be, a *GoneError when there was one, and else one after which it may be asked again; after
+// ErrNoDescriptors it has to be, since nobody reads what the process writes.
 func (c *Client) Start(attempt, folder string, command protocol.Command, document *os.File) (*Process, error) {
 	exits := make(chan protocol.Exit, 1)
 	c.mu.Lock()
@@ -178,6 +182,8 @@ func (c *Client) Start(attempt, folder string, command protocol.Command, documen
 	protocol.CloseAll(answer.Files)
 	c.forget(attempt)
 	switch {
+	case answer.Kind == protocol.Started:
+		return nil, fmt.Errorf("start attempt %s: %w", attempt, ErrNoDescriptors)
 	case answer.Record != nil && answer.Record.Failure != nil:
 		return nil, failed(answer.Record.Failure)
 	case answer.Kind == protocol.Gone:

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"google.golang.org/protobuf/proto"
 
@@ -27,7 +28,7 @@ var find = process.Spec.Find
 func (h *Host) start(c *protocol.Conn, m protocol.Message) {
 	var spec process.Spec
 	var refused error
-	if !h.wasStarted(m) {
+	if !m.Cut && !h.wasStarted(m) {
 		spec, refused = specOf(m)
 	}
 	leave, served := h.enter(c, m.Attempt)
@@ -90,6 +91,11 @@ func (h *Host) startOnce(m protocol.Message, spec process.Spec, refused error) (
 	if known {
 		protocol.CloseAll(m.Files)
 		return h.started(p), func() { h.tell(m.Attempt) }
+	}
+	if m.Cut && !h.wasStarted(m) { // It would read from the null device.
+		return protocol.Message{
+			Kind: protocol.Done, Error: "the supervisor has no descriptor for the document for standard input", Errno: syscall.EMFILE,
+		}, func() {}
 	}
 	file, err := reserve(m.Folder)
 	if errors.Is(err, fs.ErrExist) {
