@@ -128,8 +128,8 @@ func (a *attempt) newFlow(id executionv1.Stream) (*flow, error) {
 	if a.masker.Empty() {
 		return f, nil
 	}
-	f.decided = f.done - min(f.done, uint64(a.masker.Reach()))
-	f.mask = a.masker.Stream(f.decided)
+	w := a.around(id, f.done, f.done, f.done)
+	f.decided, f.mask = w.from, w.stream(a.masker)
 	preroll := make([]byte, f.done-f.decided)
 	if err := a.spool.LoadInto(preroll, id, f.decided); err != nil {
 		return nil, err
@@ -168,18 +168,16 @@ func (f *flow) decide(life context.Context, step func() ([]byte, []mask.Range)) 
 	return f.settle(life, at, data, masked)
 }
 
-// lose leaves out what cannot be read again. What was held back in front of it may be the beginning of a secret, and nobody will
-// know.
+// lose leaves out what cannot be read again. What was held back in front of it may be the beginning of a secret, and what comes behind it
+// the rest of one, and nobody will know.
 func (f *flow) lose(life context.Context, c spool.Chunk, cause error) error {
 	end := c.Offset + uint64(c.Length)
 	if f.mask != nil {
 		at := f.decided
 		held, _ := f.mask.Close()
-		for i := range held {
-			held[i] = '*'
-		}
+		hide(held)
 		f.decided = end
-		f.mask = f.a.masker.Stream(end)
+		f.mask = f.a.masker.StreamAfterHole(end)
 		if err := f.settle(life, at, held, []mask.Range{{Start: at, End: at + uint64(len(held))}}); err != nil {
 			return err
 		}
@@ -268,16 +266,75 @@ func (f *flow) elide(at uint64, data []byte) {
 	f.a.spool.Drop(f.id, end)
 }
 
-// published returns bytes of a stream as they are published when the stream ends at there, or behind.
-func (a *attempt) published(id executionv1.Stream, start, end, there uint64) ([]byte, error) {
+// window is what of a stream decides how some of its bytes are published, and reaches over no lost range: behind says that it begins
+// right behind one, before that it ends right before one.
+type window struct {
+	from, to       uint64
+	behind, before bool
+}
+
+// around is the window of the bytes from start to end, of a stream that ends at there, or behind.
+func (a *attempt) around(id executionv1.Stream, start, end, there uint64) window {
 	reach := uint64(a.masker.Reach())
-	from, to := start-min(start, reach), max(end, min(end+reach, there))
-	data := make([]byte, to-from)
-	if err := a.spool.LoadInto(data, id, from); err != nil || a.masker.Empty() {
+	w := window{from: start - min(start, reach), to: max(end, min(end+reach, there))}
+	a.unackedMu.Lock()
+	defer a.unackedMu.Unlock()
+	for _, r := range a.past.of(id).lost {
+		if w.from <= r.GetEnd() && r.GetEnd() <= start {
+			w.from, w.behind = r.GetEnd(), true
+		}
+		if end <= r.GetStart() && r.GetStart() < w.to {
+			w.to, w.before = r.GetStart(), true
+		}
+	}
+	return w
+}
+
+// stream is a stream that begins where the window does.
+func (w window) stream(m *mask.Masker) *mask.Stream {
+	if w.behind {
+		return m.StreamAfterHole(w.from)
+	}
+	return m.Stream(w.from)
+}
+
+// publishedAgain returns a chunk's bytes as they were published. Its checksum says what was known then: what came late may have come
+// later, and what is lost around it may have been read.
+func (a *attempt) publishedAgain(c journal.Chunk) ([]byte, error) {
+	ends := []uint64{a.spool.Captured(c.Stream)}
+	if sealed := a.past.of(c.Stream).mark.From; c.End() <= sealed {
+		ends = append(ends, sealed)
+	}
+	for _, there := range ends {
+		w := a.around(c.Stream, c.Offset, c.End(), there)
+		for _, known := range []window{w, {w.from, w.to, w.behind, false}, {w.from, w.to, false, w.before}, {w.from, w.to, false, false}} {
+			data, err := a.published(c, known)
+			if err != nil || journal.Checksum(data) == c.CRC {
+				return data, err
+			}
+		}
+	}
+	return nil, spool.ErrTornSpool
+}
+
+// published returns a chunk's bytes as a window decides them.
+func (a *attempt) published(c journal.Chunk, w window) ([]byte, error) {
+	data := make([]byte, w.to-w.from)
+	if err := a.spool.LoadInto(data, c.Stream, w.from); err != nil || a.masker.Empty() {
 		return data, err
 	}
-	m := a.masker.Stream(from)
+	m := w.stream(a.masker)
 	masked, _ := m.Write(data)
-	rest, _ := m.Close() // Behind the end, or at the end of the stream.
-	return append(masked, rest...)[start-from : end-from], nil
+	rest, _ := m.Close() // Behind the end, at the end of the stream, or before what is lost.
+	if w.before {
+		hide(rest)
+	}
+	return append(masked, rest...)[c.Offset-w.from : c.End()-w.from], nil
+}
+
+// hide hides all of the data.
+func hide(data []byte) {
+	for i := range data {
+		data[i] = '*'
+	}
 }

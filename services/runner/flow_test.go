@@ -71,9 +71,17 @@ func (f *facts) PublishContext(ctx context.Context, _ string, msgs ...*message.M
 	return nil
 }
 
+// tester is what the tests and rapid's have in common.
+type tester interface {
+	Helper()
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+	Cleanup(do func())
+}
+
 // relay is an attempt's output from two pipes to the log, driven by hand, so that a worker can be cut short between any two steps.
 type relay struct {
-	t       *rapid.T
+	t       tester
 	runner  *Runner
 	spec    *executionv1.Prepared
 	masker  *mask.Masker
@@ -89,6 +97,42 @@ type relay struct {
 	stop    context.CancelFunc
 	sent    chan error
 	back    func() // Brings the log back.
+}
+
+// newRelay is one in a folder. life bounds what its workers wait for.
+func newRelay(life context.Context, t tester, folder string) *relay {
+	t.Helper()
+	metrics, err := newMetrics(prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &relay{t: t, back: func() {}, folder: filepath.Join(folder, "a"), log: &facts{list: make(map[uint64]events.Event)}}
+	r.runner = &Runner{
+		reserve: &reserve{left: reserveBytes},
+		config:  Config{ID: "r1", Logger: slog.New(slog.DiscardHandler)}.withDefaults(), publish: r.log, metrics: metrics, life: life,
+		producer: events.Producer{Name: "runner", Source: "/verbatim/runner/r1"},
+	}
+	r.spec = &executionv1.Prepared{OutputLimit: &executionv1.OutputLimit{None: true}}
+	for i := range r.writers {
+		if r.readers[i], r.writers[i], err = os.Pipe(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _, _ = r.readers[i].Close(), r.writers[i].Close() })
+	}
+	return r
+}
+
+// hides gives it secrets.
+func (r *relay) hides(values ...string) {
+	r.t.Helper()
+	var secrets []mask.Secret
+	for _, v := range values {
+		secrets = append(secrets, mask.Secret{Name: "s", Value: []byte(v)})
+	}
+	var err error
+	if r.masker, _, err = mask.New(secrets); err != nil {
+		r.t.Fatal(err)
+	}
 }
 
 // begin is a worker's start.
@@ -276,10 +320,6 @@ func (r *relay) check(stream executionv1.Stream, written []byte, limit *spool.Li
 // However long the streams are, whatever the limit, whatever is secret, and wherever workers are killed: head, tail and elided
 // range cover each stream exactly, no number carries two facts, and the digests are those of what the process wrote.
 func TestFlow(t *testing.T) {
-	metrics, err := newMetrics(prometheus.NewRegistry())
-	if err != nil {
-		t.Fatal(err)
-	}
 	rapid.Check(t, func(rt *rapid.T) {
 		folder, err := os.MkdirTemp(t.TempDir(), "flow") //nolint:usetesting // One for each round, which removes it.
 		if err != nil {
@@ -288,17 +328,11 @@ func TestFlow(t *testing.T) {
 		defer os.RemoveAll(folder)
 		life, abort := context.WithCancelCause(context.Background())
 		defer abort(nil)
-		r := &relay{t: rt, back: func() {}, folder: filepath.Join(folder, "a"), log: &facts{list: make(map[uint64]events.Event)}}
-		r.runner = &Runner{
-			reserve: &reserve{left: reserveBytes},
-			config:  Config{ID: "r1", Logger: slog.New(slog.DiscardHandler)}.withDefaults(), publish: r.log, metrics: metrics, life: life,
-			producer: events.Producer{Name: "runner", Source: "/verbatim/runner/r1"},
-		}
+		r := newRelay(life, rt, folder)
 		r.spool = spool.Config{
 			ChunkBytes: rapid.IntRange(1, 300).Draw(rt, "chunk"), FlushInterval: time.Millisecond, LimitBytes: 1 << 20,
 			StepBytes: uint64(rapid.IntRange(1, 300).Draw(rt, "step")), Logger: slog.New(slog.DiscardHandler),
 		}
-		r.spec = &executionv1.Prepared{OutputLimit: &executionv1.OutputLimit{None: true}}
 		if rapid.Bool().Draw(rt, "limited") {
 			limit := spool.Limit{Head: uint64(rapid.IntRange(0, 700).Draw(rt, "head")), Tail: uint64(rapid.IntRange(0, 700).Draw(rt, "tail"))}
 			r.spool.Limit = &limit
@@ -306,20 +340,7 @@ func TestFlow(t *testing.T) {
 		}
 		words := []string{"abcab", "cabc", "hunter2-abcabc-long-enough-to-span"}
 		if rapid.Bool().Draw(rt, "secrets") {
-			var secrets []mask.Secret
-			for _, w := range words {
-				secrets = append(secrets, mask.Secret{Name: "s", Value: []byte(w)})
-			}
-			if r.masker, _, err = mask.New(secrets); err != nil {
-				rt.Fatal(err)
-			}
-		}
-		for i := range r.writers {
-			if r.readers[i], r.writers[i], err = os.Pipe(); err != nil {
-				rt.Fatal(err)
-			}
-			defer r.readers[i].Close()
-			defer r.writers[i].Close()
+			r.hides(words...)
 		}
 		var written [2][]byte
 		text := rapid.Custom(func(rt *rapid.T) []byte {

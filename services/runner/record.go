@@ -12,7 +12,6 @@ import (
 
 	executionv1 "verbatim.dev/events/proto/verbatim/execution/v1"
 	"verbatim.dev/services/runner/journal"
-	"verbatim.dev/services/runner/spool"
 )
 
 // begin makes the attempt's folder and writes down what is about to be claimed, on the disk.
@@ -152,13 +151,7 @@ func (a *attempt) resume() error {
 }
 
 func (a *attempt) resumeChunk(c journal.Chunk) error {
-	data, err := a.published(c.Stream, c.Offset, c.End(), a.spool.Captured(c.Stream))
-	if sealed := a.past.of(c.Stream).mark.From; err == nil && journal.Checksum(data) != c.CRC && c.End() <= sealed {
-		data, err = a.published(c.Stream, c.Offset, c.End(), sealed) // What came late was not known then.
-	}
-	if err == nil && journal.Checksum(data) != c.CRC {
-		err = spool.ErrTornSpool
-	}
+	data, err := a.publishedAgain(c)
 	if err != nil {
 		// The number was given out, so something has to be said under it.
 		a.log.Error("output is lost", "sequence", c.Sequence, "offset", c.Offset, "bytes", c.Length, "error", err)

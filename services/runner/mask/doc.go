@@ -8,6 +8,8 @@
 // Bytes that may be the beginning of a value are held back until what follows decides, or until the stream ends; so at
 // most the length of the longest form less one is held, and a value is never published in parts because a timer fired.
 //
+// Behind a hole in a stream, what may be the end of a value that began in the hole is hidden, too, be it one byte.
+//
 // Values shorter than MinBytes are not masked, because masking "a" or "42" would hide the output and not the secret; New
 // names them, and whoever uses them must say so.
 package mask

@@ -24,6 +24,7 @@ type Masker struct {
 	root  [256]int32
 	// longest is the length of the longest form.
 	longest int
+	forms   [][]byte
 }
 
 type node struct {
@@ -73,6 +74,7 @@ func New(secrets []Secret) (m *Masker, unmasked []string, err error) {
 			unmasked = append(unmasked, s.Name)
 		}
 		for _, form := range all {
+			m.forms = append(m.forms, slices.Clone(form)) // The value is the caller's, who wipes it.
 			m.learn(form)
 		}
 	}
@@ -148,6 +150,8 @@ type Stream struct {
 	held  []byte
 	hide  []Range
 	start uint64
+	// rest is nil but for a stream after a hole of which the beginning is not decided.
+	rest *rest
 }
 
 // Stream returns a stream that begins at an offset.
@@ -180,6 +184,9 @@ func (s *Stream) Write(p []byte) (decided []byte, masked []Range) {
 		}
 	}
 	s.state = at
+	if !s.settle(false) {
+		return nil, nil
+	}
 	// Whatever begins before the bytes that may still become a value is decided.
 	return s.release(len(s.held) - int(m.nodes[at].hold))
 }
@@ -196,6 +203,7 @@ func (s *Stream) mark(start, end uint64) {
 // Close ends the stream and returns what was held.
 func (s *Stream) Close() (decided []byte, masked []Range) {
 	s.state = 0
+	s.settle(true)
 	return s.release(len(s.held))
 }
 

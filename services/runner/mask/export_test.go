@@ -1,0 +1,4 @@
+package mask
+
+// Forms are those of a value.
+var Forms = forms
