@@ -131,8 +131,10 @@ func (a *attempt) newFlow(id executionv1.Stream) (*flow, error) {
 	w := a.around(id, f.done, f.done, f.done)
 	f.decided, f.mask = w.from, w.stream(a.masker)
 	preroll := make([]byte, f.done-f.decided)
-	if err := a.spool.LoadInto(preroll, id, f.decided); err != nil {
-		return nil, err
+	if err := a.spool.LoadInto(preroll, id, f.decided); err != nil { // What was published of it is in the log; only a secret may go on.
+		a.log.Warn("output in front of what is next cannot be read", "stream", events.StreamName(id), "offset", f.decided, "end", f.done, "error", err)
+		f.decided, f.mask = f.done, a.masker.StreamAfterHole(f.done)
+		return f, nil
 	}
 	decided, _ := f.mask.Write(preroll)
 	f.decided += uint64(len(decided))

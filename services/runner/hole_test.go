@@ -300,3 +300,25 @@ func TestALossChangesNothingThatWasPublished(t *testing.T) {
 		check(t, h, "          no secret_")
 	})
 }
+
+// What was published and cannot be read any more keeps nobody from publishing what follows.
+func TestTheOutputInFrontCannotBeRead(t *testing.T) {
+	t.Parallel()
+	h := newHoled(t, t, 10)
+	h.hides("hunter2-abcabc-long-enough-to-span")
+	h.begin(true)
+	h.writes([]byte("first part"))
+	h.steps(1)
+	h.again()
+	if err := os.Truncate(filepath.Join(h.folder, "stdout"), 0); err != nil {
+		t.Fatal(err)
+	}
+	f, err := h.a.newFlow(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, masked := f.mask.Write([]byte("enough-to-span, more")); string(out) != "**************, more" || len(masked) != 1 || f.decided != 10 {
+		t.Errorf("%q %v %d", out, masked, f.decided)
+	}
+	h.kill()
+}
