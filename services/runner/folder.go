@@ -1,12 +1,14 @@
 package runner
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding"
 	"fmt"
 	"hash"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -152,13 +154,19 @@ func (s *streamPast) elide(start, end uint64) uint64 {
 	return start
 }
 
-// lose lists a range of the stream that cannot be had.
+// lose lists a range of the stream that cannot be had; one that is listed already changes nothing.
 func (s *streamPast) lose(start, end uint64) {
-	if last := len(s.lost) - 1; last >= 0 && s.lost[last].GetStart() <= start && start <= s.lost[last].GetEnd() {
-		s.lost[last].End = max(s.lost[last].GetEnd(), end)
-		return
+	at, _ := slices.BinarySearchFunc(s.lost, start, func(r *executionv1.ByteRange, start uint64) int { return cmp.Compare(r.GetEnd(), start) })
+	behind := at
+	for ; behind < len(s.lost) && s.lost[behind].GetStart() <= end; behind++ {
+		start, end = min(start, s.lost[behind].GetStart()), max(end, s.lost[behind].GetEnd())
 	}
-	s.lost = append(s.lost, &executionv1.ByteRange{Start: start, End: end})
+	s.lost = slices.Replace(s.lost, at, behind, &executionv1.ByteRange{Start: start, End: end})
+}
+
+// isLost reports whether a byte is listed as lost.
+func (s *streamPast) isLost(at uint64) bool {
+	return slices.ContainsFunc(s.lost, func(r *executionv1.ByteRange) bool { return r.GetStart() <= at && at < r.GetEnd() })
 }
 
 // add counts published or elided bytes.

@@ -299,6 +299,22 @@ func TestALossChangesNothingThatWasPublished(t *testing.T) {
 		h.begin(false)
 		check(t, h, "          no secret_")
 	})
+	t.Run("and is read again", func(t *testing.T) {
+		t.Parallel()
+		h := begin(t, "first part"+"no secret_"+"third part")
+		h.steps(3)
+		for _, text := range []string{"other partno secret_other part", "other partno secret_third part", "first partno secret_third part"} {
+			h.kill()
+			if err := os.WriteFile(filepath.Join(h.folder, "stdout"), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			h.begin(false)
+		}
+		check(t, h, "          no secret_          ")
+		if seal := h.seal().GetStreams()[0]; seal.GetPublishedBytes() != 10 || len(seal.GetLost()) != 2 {
+			t.Errorf("the seal is %v", seal)
+		}
+	})
 }
 
 // What was published and cannot be read any more keeps nobody from publishing what follows.

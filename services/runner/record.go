@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -150,8 +151,13 @@ func (a *attempt) resume() error {
 	return nil
 }
 
+var errLost = errors.New("it could not be read before")
+
 func (a *attempt) resumeChunk(c journal.Chunk) error {
 	data, err := a.publishedAgain(c)
+	if a.past.of(c.Stream).isLost(c.Offset) { // A former worker said so, and the log may have that.
+		err = cmp.Or(err, errLost)
+	}
 	if err != nil {
 		// The number was given out, so something has to be said under it.
 		a.log.Error("output is lost", "sequence", c.Sequence, "offset", c.Offset, "bytes", c.Length, "error", err)
