@@ -35,7 +35,11 @@
 //	while the process runs        gets pipes, stdin document and exit from the supervisor, goes on at the end of the spool, and
 //	                              publishes again, with the same numbers and bytes, what was not acknowledged
 //	after the end                 publishes the rest and seals
+//	while it sends a signal       sends it again to who is still there, and says why it ended of who is not
 //	listening                     gets the pipes from the supervisor and listens on
+//
+// None but the first two needs the broker: what was started is looked after while it is away (Runner.Adopt). A claim whose answer is lost
+// is asked about, too, without any kill (claim.go).
 //
 // The claim is committed before the process starts, so an attempt starts at most once. A Prepared that comes again (a producer's
 // resend, a rebalance) finds its attempt known, also after a restart, and is only claimed. When the supervisor is gone
