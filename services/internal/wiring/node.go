@@ -115,7 +115,7 @@ func (n *node) Start(ctx context.Context) error {
 	if n.adopt != nil {
 		busy, err := n.adopt(ctx, n.publisher)
 		if err != nil {
-			return errors.Join(err, n.publisher.Close())
+			return errors.Join(err, n.end(ctx))
 		}
 		if busy {
 			n.startLater(ctx)
@@ -123,7 +123,7 @@ func (n *node) Start(ctx context.Context) error {
 		}
 	}
 	if err := kafka.CheckTopics(ctx, n.Kafka, Topics()); err != nil {
-		return errors.Join(err, n.publisher.Close())
+		return errors.Join(err, n.end(ctx))
 	}
 	if err := n.start(ctx); err != nil {
 		return errors.Join(err, n.end(ctx))

@@ -137,20 +137,21 @@ func runnerNode(b Base, c runner.Config) *node {
 	n.publishing = kafka.PublisherOptions{Linger: -1, BatchBytes: outbox.BatchBytes}
 	c.Committed, c.Upload, c.OthersFree = committed(b, c.ID), upload(b), othersFree(b, c.ID)
 	var r *runner.Runner
-	n.adopt = func(ctx context.Context, p *kafka.Publisher) (bool, error) {
-		var err error
+	adopted := 0
+	n.adopt = func(ctx context.Context, p *kafka.Publisher) (_ bool, err error) {
 		if r, err = openRunner(ctx, b, c, p); err != nil {
 			return false, err
 		}
-		adopted, err := r.Adopt(ctx)
-		if err == nil && adopted > 0 {
-			n.drain = r.Stop
-		}
+		n.drain = r.Stop
+		adopted, err = r.Adopt(ctx)
 		return adopted > 0, err
 	}
 	n.open = func(ctx context.Context, _ *kafka.Publisher) ([]consumer, error) {
-		control, err := goOn(ctx, b, c, r, n.drain != nil)
+		control, err := goOn(ctx, b, c, r, adopted > 0)
 		if err != nil {
+			if adopted == 0 {
+				n.drain = nil // What was found since is not ended for it: the next worker goes on.
+			}
 			return nil, err
 		}
 		r.Beat()
