@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 	"slices"
+	"sync"
 	"time"
 
 	kafkago "github.com/segmentio/kafka-go"
@@ -15,10 +16,6 @@ import (
 
 // maxUnpacked bounds what one compressed batch may become. Brokers bound the compressed batch only.
 const maxUnpacked = 256 << 20
-
-// likelyUnpacked bounds the guess at what a batch becomes that is not four times as large: of two streams one may be packed a thousandfold,
-// and the other one not at all.
-const likelyUnpacked = 2 << 20
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -85,29 +82,18 @@ type memo struct {
 	names names
 	// headers is how many headers a record has at most, lately.
 	headers int
-	// growth is how many bytes a compressed byte became, at most lately; a buffer made by it is rarely made
-	// again, and not much too large.
-	growth float64
 }
 
 // maxHeaderHint bounds what one hostile batch makes the next one allocate.
 const maxHeaderHint = 32
 
-func (m *memo) room(packed int) int {
-	if m.growth == 0 {
-		m.growth = 4
-	}
-	return min(int(float64(packed)*m.growth*1.05), max(likelyUnpacked, 4*packed), maxUnpacked) + bytes.MinRead
-}
-
-func (m *memo) unpacked(packed, n int) {
-	if packed > 0 {
-		m.growth = max(float64(n)/float64(packed), m.growth*0.9, 1)
-	}
-}
+// unpacking holds what batches are uncompressed into. How large one becomes is not known before, and records stay in memory for long: so
+// they get memory of exactly their size, which nobody has to clear first, and this is used again.
+// One that a hostile batch has made large is not kept.
+var unpacking = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
 // unpacked returns the records without compression.
-func (x *batch) unpacked(seen *memo) ([]byte, error) {
+func (x *batch) unpacked() ([]byte, error) {
 	id := kafkago.Compression(x.attributes & attrCompression)
 	if id == 0 {
 		return x.records, nil
@@ -118,7 +104,13 @@ func (x *batch) unpacked(seen *memo) ([]byte, error) {
 	}
 	r := codec.NewReader(bytes.NewReader(x.records))
 	defer r.Close()
-	out := bytes.NewBuffer(make([]byte, 0, seen.room(len(x.records))))
+	out := unpacking.Get().(*bytes.Buffer)
+	out.Reset()
+	defer func() {
+		if out.Cap() <= 2*maxKept {
+			unpacking.Put(out)
+		}
+	}()
 	n, err := out.ReadFrom(io.LimitReader(r, maxUnpacked+1))
 	switch {
 	case err != nil:
@@ -126,8 +118,7 @@ func (x *batch) unpacked(seen *memo) ([]byte, error) {
 	case n > maxUnpacked:
 		return nil, fmt.Errorf("uncompress: a batch of more than %d bytes", maxUnpacked)
 	}
-	seen.unpacked(len(x.records), int(n))
-	return out.Bytes(), nil
+	return bytes.Clone(out.Bytes()), nil
 }
 
 // names holds header names that were seen, so that each is one string however many records have it.
@@ -148,7 +139,7 @@ func (n names) get(b []byte) string {
 
 // read appends the batch's records from offset from on, and returns also the bytes of the memory that they share.
 func (x *batch) read(records []*Record, from int64, at Position, seen *memo) ([]*Record, int, error) {
-	raw, err := x.unpacked(seen)
+	raw, err := x.unpacked()
 	if err != nil {
 		return records, 0, err
 	}

@@ -165,12 +165,23 @@ func TestWhatIsUncompressedAtOnceIsBounded(t *testing.T) {
 	}
 }
 
-// After zeros come bytes that cannot be packed: the guess at what they become must not be a thousand times what they are.
-func TestRoomAfterZeros(t *testing.T) {
+// What is uncompressed next does not come to lie where the records of before are.
+func TestRecordsHaveTheirMemoryForThemselves(t *testing.T) {
 	t.Parallel()
-	var m memo
-	m.unpacked(1000, 1<<20)
-	if got := m.room(1 << 20); got > 5<<20 {
-		t.Errorf("room of %d bytes for a batch of 1 MiB", got)
+	var kept []*Record
+	for n := range 20 {
+		value := bytes.Repeat([]byte{byte('a' + n)}, 1000+n)
+		c := &cursor{topic: "t", maxBytes: 1 << 20}
+		packed := encoded(t, protocol.Attributes(kafkago.Zstd), protocol.Record{Value: protocol.NewBytes(value)})
+		records, err := c.collect(&fetchResponse{records: packed, body: packed, highWatermark: 1})
+		if err != nil || len(records) != 1 {
+			t.Fatal(len(records), err)
+		}
+		kept = append(kept, records...)
+	}
+	for n, r := range kept {
+		if !bytes.Equal(r.Value, bytes.Repeat([]byte{byte('a' + n)}, 1000+n)) {
+			t.Fatalf("record %d has the bytes of another one", n)
+		}
 	}
 }
