@@ -35,7 +35,7 @@ func TestWorkerDiesWhileTheBrokerIsAway(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		request := api.SubmitRequest{Command: &api.Command{Argv: []string{"sh", "-c", "cd " + p.dir + "\n" + script}}, Timeout: timeout}
+		request := api.SubmitRequest{Command: &api.Command{Argv: []string{"sh", "-c", "cd " + p.dir + "\n" + script}}, Timeout: timeout, Grace: "5m"}
 		if _, err := l.client().SubmitAs(t.Context(), id, request); err != nil {
 			t.Fatal(err)
 		}
@@ -78,7 +78,11 @@ func TestWorkerDiesWhileTheBrokerIsAway(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			got := fmt.Sprintf("%s %d", row.Status, *row.ExitCode)
+			code := int32(-1)
+			if row.ExitCode != nil {
+				code = *row.ExitCode
+			}
+			got := fmt.Sprintf("%s %d", row.Status, code)
 			if got != want || row.Complete == nil || !*row.Complete {
 				return errFinal{fmt.Errorf("%s, missing: %v", got, row.Missing)}
 			}
